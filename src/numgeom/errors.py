@@ -1,0 +1,28 @@
+"""Which errors does the package raise?
+
+Every error says what happened, where, why it is likely to have happened, and what to do.
+"""
+
+
+class NumgeomError(Exception):
+    """Base of every error that the package raises on purpose."""
+
+
+class RecordingError(NumgeomError):
+    """A step could not be recorded."""
+
+
+class UnsupportedOpError(RecordingError):
+    """A step met an operation that a recording cannot represent."""
+
+
+class ReplayError(NumgeomError):
+    """A recorded program could not be run again."""
+
+
+class FileFormatError(NumgeomError):
+    """A file is damaged, foreign, or of another version."""
+
+
+class TargetError(NumgeomError):
+    """A TARGET of the command line does not name a usable training step."""

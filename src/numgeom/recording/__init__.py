@@ -1,0 +1,20 @@
+"""Recording a training step as a program, and running that program again.
+
+`record`, `record_step` and `record_callable` turn a step into a `Program`; `Program.replay` runs
+it in the recorded formats (bit-identical) or in float64 (the reference).
+"""
+
+from numgeom.recording.calls import CallInfo, TensorMeta
+from numgeom.recording.program import Program, Replay
+from numgeom.recording.record import Recording, record, record_callable, record_step
+
+__all__ = [
+    "CallInfo",
+    "Program",
+    "Recording",
+    "Replay",
+    "TensorMeta",
+    "record",
+    "record_callable",
+    "record_step",
+]

@@ -1,0 +1,141 @@
+"""What is left of a program when its composite ops are opened?
+
+A replay is recorded again, with a stream that opens every op that torch can decompose into core
+ATen. So the same recorder that reads the user's in-place code reads that of the decompositions.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import fx
+from torch._decomp import core_aten_decompositions, get_decompositions
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from numgeom.recording.build import build_program
+from numgeom.recording.calls import CallInfo
+from numgeom.recording.program import Program, Replay
+from numgeom.recording.recorder import Recorder
+from numgeom.recording.replay import ProgramInterpreter
+
+aten = torch.ops.aten
+
+# Opened beyond core ATen: composite in arithmetic, so that each rounding is a call of its own.
+_ALSO_OPENED = (
+    aten._log_softmax,
+    aten._log_softmax_backward_data,
+    aten._softmax,
+    aten._softmax_backward_data,
+    aten.addmm,
+    aten.elu,
+    aten.elu_backward,
+    aten.embedding_dense_backward,
+    aten.gelu,
+    aten.gelu_backward,
+    aten.hardswish,
+    aten.hardswish_backward,
+    aten.leaky_relu_backward,
+    aten.log_sigmoid_backward,
+    aten.mse_loss,
+    aten.mse_loss_backward,
+    aten.native_batch_norm,
+    aten.native_batch_norm_backward,
+    aten.native_group_norm,
+    aten.native_group_norm_backward,
+    aten.native_layer_norm,
+    aten.native_layer_norm_backward,
+    aten.nll_loss_backward,
+    aten.nll_loss_forward,
+    aten.sigmoid_backward,
+    aten.silu,
+    aten.silu_backward,
+    aten.softplus,
+    aten.softplus_backward,
+    aten.tanh_backward,
+    aten.threshold_backward,
+)
+
+# Kept closed although torch can open them: movement of data, exact as it stands.
+_KEPT = frozenset({"as_strided_scatter", "max_pool2d_with_indices_backward"})
+
+
+@lru_cache(maxsize=1)
+def decompositions() -> Mapping[OpOverload, Callable[..., Any]]:
+    """The ops that are opened, with their meaning in simpler ops."""
+    table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
+    table.update(get_decompositions(list(_ALSO_OPENED)))
+    return {
+        op: meaning
+        for op, meaning in table.items()
+        if isinstance(op, OpOverload) and op._schema.name.partition("::")[2] not in _KEPT
+    }
+
+
+def decompose(program: Program, *, device: torch.device | str | None = None) -> Program:
+    """Open a program; see `Program.decompose`."""
+    recorder = Recorder()
+    interpreter = _Reader(program, recorder, device)
+    result = interpreter.evaluate()
+    read = recorder.storages.read
+    outputs = {
+        "gradients": {name: read(t) for name, t in result.gradients.items()},
+        "loss": None if result.loss is None else read(result.loss),
+        "updates": {name: read(t) for name, t in result.updates.items()},
+    }
+    return build_program(
+        recorder.entries,
+        outputs,
+        Replay(result.gradients, result.loss, result.updates),
+        default_dtype=torch.float64,
+        versions=program.versions,
+    )
+
+
+class _Reader(ProgramInterpreter):
+    """Replays a program in float64 under a mode that opens ops and records what is left."""
+
+    def __init__(self, program: Program, recorder: Recorder, device: Any) -> None:
+        super().__init__(program, dtype=torch.float64, device=device)
+        self._recorder = recorder
+        self._mode = _OpeningMode(recorder)
+
+    def constant(self, node: fx.Node) -> torch.Tensor:
+        tensor = super().constant(node)
+        self._recorder.announce(tensor, node.meta["role"], node.meta["name"])
+        return tensor
+
+    def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        info = node.meta.get("call")
+        if not isinstance(info, CallInfo):
+            return super().call(node, args, kwargs)
+        self._mode.info = info
+        with self._mode:
+            return super().call(node, args, kwargs)
+
+
+class _OpeningMode(TorchDispatchMode):
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self._table = decompositions()
+        self.info = CallInfo("forward", "", "")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        meaning = self._table.get(func)
+        if meaning is not None:
+            with self:
+                return meaning(*args, **kwargs)
+        with self:
+            opened = func.decompose(*args, **kwargs)
+        if opened is not NotImplemented:
+            return opened
+        token = self._recorder.before(func, args, kwargs)
+        outputs = func(*args, **kwargs)
+        self._recorder.after(token, outputs, self.info)
+        return outputs

@@ -1,0 +1,339 @@
+"""How is a training step recorded?
+
+with numgeom.record(model) as recording:
+    loss = criterion(model(x), y)
+    loss.backward()
+program = recording.program
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from numgeom.errors import RecordingError
+from numgeom.recording.build import build_program
+from numgeom.recording.program import Program, Replay
+from numgeom.recording.recorder import Recorder
+from numgeom.recording.storages import Storages
+from numgeom.recording.stream import Stream
+from numgeom.recording.values import Constant, Value
+
+_MOST_PROBLEMS = 8  # lines shown in one error
+
+
+class Recording:
+    """A step while it is being recorded; afterwards its program.
+
+    A context manager, entered once. Results inside the block are bitwise what they are
+    without it.
+    """
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        """Prepare to record; nothing happens until the block is entered."""
+        if model is not None and not isinstance(model, nn.Module):
+            raise RecordingError(
+                f"record() takes a torch.nn.Module or nothing, not {type(model).__name__}; "
+                "for a training step given as a function use certify(step)"
+            )
+        if model is not None and not any(p.requires_grad for p in model.parameters()):
+            raise RecordingError(
+                "no parameter of the model requires a gradient; call "
+                "model.requires_grad_(True), or unfreeze the part that you train"
+            )
+        self._model = model
+        self._recorder: Recorder | None = None
+        self._stream: Stream | None = None
+        self._program: Program | None = None
+        self._state = "new"
+
+    @property
+    def program(self) -> Program:
+        """The recorded program.
+
+        Raises:
+            RecordingError: before the block has ended, or if it ended in an error.
+        """
+        if self._program is None:
+            reason = {
+                "new": "the recording has not been entered: use it in a with statement",
+                "open": "the recording is still open: read its program after the with block",
+            }.get(self._state, "the recording ended in an error and has no program")
+            raise RecordingError(reason)
+        return self._program
+
+    def __enter__(self) -> "Recording":
+        """Start recording the calls of this thread."""
+        if self._state != "new":
+            raise RecordingError("a recording can be entered once; make a new one for each step")
+        names = {} if self._model is None else _names_of(self._model)
+        self._recorder = Recorder(names)
+        self._stream = Stream(self._recorder, model=self._model)
+        self._stream.__enter__()
+        self._state = "open"
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop recording and build the program, unless the block raised."""
+        del error, trace
+        stream, recorder = self._stream, self._recorder
+        assert stream is not None
+        assert recorder is not None
+        roots = list(stream.roots)
+        stream.__exit__(None, None, None)
+        self._stream = self._recorder = None
+        self._state = "failed"
+        if kind is None:
+            with torch.no_grad():
+                self._program = _finish(recorder, self._model, roots)
+            self._state = "closed"
+        self._model = None
+
+
+def record(model: nn.Module | None = None) -> Recording:
+    """Record your own training step.
+
+    Use as a context manager around forward and backward; an optimizer's step may follow inside
+    the block. The step runs as it always does, with the same bits.
+
+    Args:
+        model: Gives names to parameters and modules. Without it every tensor that collects a
+            gradient is a parameter, named after the modules that are called.
+
+    Returns:
+        A recording; its `.program` is there after the block.
+
+    Raises:
+        RecordingError: no parameter requires a gradient; when the block ends, if no backward
+            pass ran, if an operation cannot be recorded (each is named with module and line), or
+            if part of the forward pass ran outside of the block.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 1)
+        >>> with record(model) as recording:
+        ...     model(torch.ones(2, 3)).sum().backward()
+        >>> recording.program.parameters
+        ('weight', 'bias')
+    """
+    return Recording(model)
+
+
+def record_step(model: nn.Module, loss_fn: Callable[[nn.Module, Any], Any], batch: Any) -> Program:
+    """Run one training step and record it; the model is left as it was.
+
+    Parameters, `.grad`, buffers, the batch and the state of the random generators are afterwards
+    what they were before.
+
+    Args:
+        model: The model; its training or evaluation mode is kept.
+        loss_fn: `loss_fn(model, batch)` returns the loss, one number as a tensor.
+        batch: Anything that `loss_fn` understands.
+
+    Returns:
+        The program of the step.
+
+    Raises:
+        RecordingError: as for `record`, and if the loss is not a tensor with one element that
+            depends on a parameter.
+    """
+
+    def step() -> torch.Tensor:
+        loss = loss_fn(model, batch)
+        _check_loss(loss)
+        loss.backward()
+        return loss
+
+    if not isinstance(model, nn.Module):
+        raise RecordingError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    return _run_and_restore(step, model)
+
+
+def record_callable(step: Callable[[], Any]) -> Program:
+    """Run a training step given as a function and record it.
+
+    The step runs forward and backward on parameters that it owns. Tensors that it changes in
+    place are restored afterwards, and so are the random generators; Python objects that it
+    changes are its own affair. Parameters are named after the modules that the step calls.
+
+    Args:
+        step: Takes no argument. What it returns is ignored.
+
+    Returns:
+        The program of the step.
+
+    Raises:
+        RecordingError: as for `record`.
+    """
+    if not callable(step):
+        raise RecordingError(f"a step must be callable, not {type(step).__name__}")
+    return _run_and_restore(step, None)
+
+
+# -- running -----------------------------------------------------------------------------
+
+
+def _run_and_restore(step: Callable[[], Any], model: nn.Module | None) -> Program:
+    parameters = [] if model is None else list(model.parameters())
+    recording = Recording(model)
+    with _kept_gradients(parameters), _kept_random_state():
+        recording.__enter__()
+        recorder = recording._recorder
+        assert recorder is not None
+        try:
+            with torch.enable_grad(), torch.inference_mode(False):
+                step()
+        except BaseException as error:
+            recording.__exit__(type(error), error, error.__traceback__)
+            _restore(recorder.storages)
+            raise
+        grads = {id(t): t.grad for t in recorder.leaves.values()} if model is None else {}
+        leaves = list(recorder.leaves.values())
+        try:
+            recording.__exit__(None, None, None)
+        finally:
+            _restore(recorder.storages)
+            for leaf in leaves:
+                if id(leaf) in grads:
+                    leaf.grad = recorder.first_grads.get(id(leaf))
+    return recording.program
+
+
+def _restore(storages: Storages) -> None:
+    with torch.no_grad():
+        storages.restore()
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, torch.Tensor):
+        raise RecordingError(
+            f"loss_fn returned {type(loss).__name__}; it must return the loss as a tensor"
+        )
+    if loss.numel() != 1:
+        raise RecordingError(
+            f"loss_fn returned a tensor of shape {tuple(loss.shape)}; the loss must be one "
+            "number: take its mean or its sum"
+        )
+    if not loss.requires_grad:
+        raise RecordingError(
+            "the loss does not depend on any parameter that requires a gradient; look for "
+            "detach(), no_grad() or frozen parameters between the parameters and the loss"
+        )
+
+
+@contextmanager
+def _kept_gradients(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
+    parameters = list(parameters)
+    before = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, grad in zip(parameters, before, strict=True):
+            p.grad = grad
+
+
+@contextmanager
+def _kept_random_state() -> Iterator[None]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+# -- results -----------------------------------------------------------------------------
+
+
+def _names_of(model: nn.Module) -> dict[int, tuple[str, str]]:
+    names = {id(b): ("buffer", name) for name, b in model.named_buffers()}
+    names |= {id(p): ("parameter", name) for name, p in model.named_parameters()}
+    return names
+
+
+def _finish(recorder: Recorder, model: nn.Module | None, roots: list[nn.Module]) -> Program:
+    if recorder.problems:
+        raise RecordingError(_describe(recorder))
+    if not recorder.ran_backward:
+        raise RecordingError(
+            "no backward pass ran inside the recording; call loss.backward() before the block "
+            "ends (torch.autograd.grad alone leaves no gradient on the parameters)"
+        )
+    parameters = _parameters(recorder, model, roots)
+    gradients, values = {}, {}
+    for name, parameter in parameters.items():
+        grad = parameter.grad
+        if grad is None:
+            continue
+        if grad.layout is not torch.strided:
+            raise RecordingError(
+                f"the gradient of {name} is a sparse tensor, which is not supported; make the "
+                "embedding with sparse=False"
+            )
+        value = recorder.storages.read(grad)
+        if not isinstance(value.origin, Constant):
+            gradients[name], values[name] = grad.detach().clone(), value
+    if not gradients:
+        raise RecordingError(
+            "the backward pass left no gradient on any parameter; is the loss connected to "
+            "the parameters, and does the recording know the model?"
+        )
+    updates, new = _updates(recorder, parameters, model)
+    loss_value = recorder.loss
+    recorded = Replay(gradients, recorder.loss_tensor, updates)
+    outputs = {"gradients": values, "loss": loss_value, "updates": new}
+    return build_program(recorder.entries, outputs, recorded)
+
+
+def _parameters(
+    recorder: Recorder, model: nn.Module | None, roots: list[nn.Module]
+) -> dict[str, torch.Tensor]:
+    """All parameters by name; without a model, every tensor that collects a gradient."""
+    if model is not None:
+        return {n: p for n, p in model.named_parameters() if p.requires_grad}
+    named: dict[int, str] = {}
+    several = len(roots) > 1
+    for root in roots:
+        for name, parameter in root.named_parameters():
+            label = f"{type(root).__name__}.{name}" if several else name
+            if label in named.values():
+                label = f"{label}_{len(named)}"
+            named.setdefault(id(parameter), label)
+    order = {key: i for i, key in enumerate(named)}
+    leaves = sorted(recorder.leaves.values(), key=lambda t: order.get(id(t), len(order)))
+    found: dict[str, torch.Tensor] = {}
+    for i, leaf in enumerate(leaves):
+        found[named.get(id(leaf), f"leaf_{i}")] = leaf
+    return found
+
+
+def _updates(
+    recorder: Recorder, parameters: dict[str, torch.Tensor], model: nn.Module | None
+) -> tuple[dict[str, torch.Tensor], dict[str, Value]]:
+    """Parameters and buffers that the step gave new values."""
+    tensors = dict(parameters)
+    if model is not None:
+        tensors |= dict(model.named_buffers())
+    recorded, values = {}, {}
+    for name, tensor in tensors.items():
+        if recorder.storages.was_written(tensor):
+            values[name] = recorder.storages.read(tensor)
+            recorded[name] = tensor.detach().clone()
+    return recorded, values
+
+
+def _describe(recorder: Recorder) -> str:
+    problems = list(recorder.problems.values())
+    lines = [f"  {problem}" for problem in problems[:_MOST_PROBLEMS]]
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"  and {len(problems) - _MOST_PROBLEMS} more")
+    return "the step cannot be recorded:\n" + "\n".join(lines)
+
+
+__all__ = ["Recording", "record", "record_callable", "record_step"]
