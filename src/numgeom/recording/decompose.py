@@ -4,21 +4,23 @@ A replay is recorded again, with a stream that opens every op that torch can dec
 ATen. So the same recorder that reads the user's in-place code reads that of the decompositions.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from numgeom.recording.build import build_program
-from numgeom.recording.calls import CallInfo
+from numgeom.recording.calls import CallInfo, TensorMeta
 from numgeom.recording.program import Program, Replay
 from numgeom.recording.recorder import Recorder
 from numgeom.recording.replay import ProgramInterpreter
+from numgeom.recording.values import Constant, Value
 
 aten = torch.ops.aten
 
@@ -66,16 +68,29 @@ def decompositions() -> Mapping[OpOverload, Callable[..., Any]]:
     """The ops that are opened, with their meaning in simpler ops."""
     table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
     table.update(get_decompositions(list(_ALSO_OPENED)))
-    return {
+    kept = {
         op: meaning
         for op, meaning in table.items()
         if isinstance(op, OpOverload) and op._schema.name.partition("::")[2] not in _KEPT
     }
+    return {**kept, **_OWN}
+
+
+def _embedding(weight: Tensor, indices: Tensor, *options: object) -> Tensor:
+    """Rows of a table. What the options change is the gradient, and that was recorded."""
+    del options
+    return aten.index.Tensor(weight, [indices])
+
+
+# Ops that torch would leave closed, or whose derivative in torch is not that of their values.
+_OWN: Mapping[OpOverload, Callable[..., Any]] = {
+    aten.embedding.default: _embedding,
+}
 
 
 def decompose(program: Program, *, device: torch.device | str | None = None) -> Program:
     """Open a program; see `Program.decompose`."""
-    recorder = Recorder()
+    recorder = _OpenedRecorder()
     interpreter = _Reader(program, recorder, device)
     result = interpreter.evaluate()
     read = recorder.storages.read
@@ -91,6 +106,48 @@ def decompose(program: Program, *, device: torch.device | str | None = None) -> 
         default_dtype=torch.float64,
         versions=program.versions,
     )
+
+
+class _OpenedRecorder(Recorder):
+    """Writes views by strides as gathers and scatters, which every analysis understands.
+
+    In a program the input of `as_strided` and `as_strided_scatter` is one line of memory.
+    """
+
+    def _emit(self, op: Any, args: Any, kwargs: Any, meta: TensorMeta) -> Value:
+        if op is aten.as_strided.default:
+            line, size, stride, offset = args
+            places = self._places(size, stride, offset, meta.device)
+            flat = TensorMeta((_count(size),), (1,), meta.dtype, meta.device)
+            row = super()._emit(aten.index_select.default, (line, 0, places), {}, flat)
+            return super()._emit(aten.view.default, (row, size), {}, _contiguous(meta))
+        if op is aten.as_strided_scatter.default:
+            line, source, size, stride, offset = args
+            places = self._places(size, stride, offset, meta.device)
+            flat = TensorMeta((_count(size),), (1,), meta.dtype, meta.device)
+            row = super()._emit(aten.view.default, (source, [_count(size)]), {}, flat)
+            return super()._emit(aten.scatter.src, (line, 0, places, row), {}, meta)
+        return super()._emit(op, args, kwargs, meta)
+
+    def _places(self, size: Any, stride: Any, offset: int, device: torch.device) -> Value:
+        """Where the entries of a view by strides lie, in the order of the view; a constant."""
+        with _disable_current_modes():
+            places = torch.full((1,), offset, device=device)
+            for n, step in zip(size, stride, strict=True):
+                places = (places[:, None] + step * torch.arange(n, device=device)).reshape(-1)
+        return Value(Constant(places, "decision"))
+
+
+def _count(size: Any) -> int:
+    return math.prod(size)
+
+
+def _contiguous(meta: TensorMeta) -> TensorMeta:
+    steps, step = [], 1
+    for n in reversed(meta.shape):
+        steps.append(step)
+        step *= max(n, 1)
+    return TensorMeta(meta.shape, tuple(reversed(steps)), meta.dtype, meta.device)
 
 
 class _Reader(ProgramInterpreter):

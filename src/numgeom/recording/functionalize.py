@@ -21,6 +21,7 @@ import torch
 from torch._ops import OpOverload
 
 from numgeom.errors import UnsupportedOpError
+from numgeom.recording.values import Value, meta_of
 from numgeom.recording.variants import written_arguments
 
 aten = torch.ops.aten
@@ -226,3 +227,19 @@ _DEFAULTS: Mapping[str, Callable[..., Any]] = {
     "nan_to_num": _nan_to_num,
     "_fused_rms_norm": _rms_norm,
 }
+
+
+def running_statistics(emit: Any, args: Any, read: Any, *, momentum: float) -> list[Value]:
+    """New running mean and variance of batch norm: (1 − momentum) · old + momentum · batch."""
+    x = args[0]
+    dims = [0, *range(2, x.dim())]
+    meta = meta_of(args[3])
+    wide = emit(aten._to_copy.default, (read[0],), {"dtype": args[3].dtype}, meta_of(x))
+    mean = emit(aten.mean.dim, (wide, dims), {}, meta)
+    var = emit(aten.var.correction, (wide, dims), {"correction": 1}, meta)
+    new = []
+    for old, batch in ((read[3], mean), (read[4], var)):
+        kept = emit(aten.mul.Tensor, (old, 1 - momentum), {}, meta)
+        fresh = emit(aten.mul.Tensor, (batch, momentum), {}, meta)
+        new.append(emit(aten.add.Tensor, (kept, fresh), {}, meta))
+    return new

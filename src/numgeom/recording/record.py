@@ -16,13 +16,12 @@ from torch import nn
 
 from numgeom.errors import RecordingError
 from numgeom.recording.build import build_program
+from numgeom.recording.problems import describe
 from numgeom.recording.program import Program, Replay
 from numgeom.recording.recorder import Recorder
 from numgeom.recording.storages import Storages
 from numgeom.recording.stream import Stream
 from numgeom.recording.values import Constant, Value
-
-_MOST_PROBLEMS = 8  # lines shown in one error
 
 
 class Recording:
@@ -259,7 +258,7 @@ def _names_of(model: nn.Module) -> dict[int, tuple[str, str]]:
 
 def _finish(recorder: Recorder, model: nn.Module | None, roots: list[nn.Module]) -> Program:
     if recorder.problems:
-        raise RecordingError(_describe(recorder))
+        raise RecordingError(describe(recorder.problems.values()))
     if not recorder.ran_backward:
         raise RecordingError(
             "no backward pass ran inside the recording; call loss.backward() before the block "
@@ -326,14 +325,6 @@ def _updates(
             values[name] = recorder.storages.read(tensor)
             recorded[name] = tensor.detach().clone()
     return recorded, values
-
-
-def _describe(recorder: Recorder) -> str:
-    problems = list(recorder.problems.values())
-    lines = [f"  {problem}" for problem in problems[:_MOST_PROBLEMS]]
-    if len(problems) > _MOST_PROBLEMS:
-        lines.append(f"  and {len(problems) - _MOST_PROBLEMS} more")
-    return "the step cannot be recorded:\n" + "\n".join(lines)
 
 
 __all__ = ["Recording", "record", "record_callable", "record_step"]

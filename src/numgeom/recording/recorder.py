@@ -21,8 +21,10 @@ from numgeom.recording.functionalize import (
     name_of,
     refusal_of,
     refuse_unsupported_tensor,
+    running_statistics,
     traits_of,
 )
+from numgeom.recording.problems import Problem
 from numgeom.recording.storages import Storages
 from numgeom.recording.values import (
     Constant,
@@ -33,28 +35,10 @@ from numgeom.recording.values import (
     tensors_in,
     with_paths,
 )
-from numgeom.recording.variants import functional_variant, written_arguments
+from numgeom.recording.variants import argument_at, functional_variant, written_arguments
 
 aten = torch.ops.aten
 _NOWHERE = CallInfo("forward", "", "")
-
-
-class Problem:
-    """Why a step cannot be recorded: what, where, and how often."""
-
-    def __init__(self, text: str, op: str, info: CallInfo) -> None:
-        """Note a first occurrence."""
-        self.text, self.op, self.info, self.count = text, op, info, 1
-
-    def __str__(self) -> str:
-        """One line: the op, the place, the reason."""
-        where = [self.info.phase]
-        if self.info.module:
-            where.append(f"in {self.info.module}")
-        if self.info.source:
-            where.append(f"at {self.info.source}")
-        times = f" ({self.count} times)" if self.count > 1 else ""
-        return f"{self.op}, {' '.join(where)}{times}: {self.text}"
 
 
 class Recorder:
@@ -146,7 +130,7 @@ class Recorder:
             positions, training = HIDDEN_WRITES[name_of(op)]
             written = positions if args[training] else ()
         for i in written:
-            for tensor in tensors_in(_argument(op, args, kwargs, i)):
+            for tensor in tensors_in(argument_at(op, args, kwargs, i)):
                 self.storages.prepare_write(tensor)
         read = replace_tensors(args, self._read), replace_tensors(kwargs, self._read)
         return op, args, kwargs, read
@@ -227,7 +211,7 @@ class Recorder:
             )
         written = written_arguments(op)
         for i in written:
-            for tensor in tensors_in(_argument(op, args, kwargs, i)):
+            for tensor in tensors_in(argument_at(op, args, kwargs, i)):
                 self._write_value(tensor, self._drawn(tensor))
         for tensor in tensors_in(outputs):
             if not self.storages.is_known(tensor):
@@ -245,7 +229,7 @@ class Recorder:
 
     def _rrelu(self, op: Any, args: Any, kwargs: Any, read: Any, outputs: Any) -> None:
         """Randomised leaky ReLU: x · noise, with the drawn slopes (1 where x > 0)."""
-        noise = _argument(op, args, kwargs, 1)
+        noise = argument_at(op, args, kwargs, 1)
         slopes = self._drawn(noise)
         self._write_value(noise, slopes)
         target = args[0] if 0 in written_arguments(op) else tensors_in(outputs)[0]
@@ -295,46 +279,28 @@ class Recorder:
 
     def _hidden_write(self, op: Any, args: Any, kwargs: Any, read: Any, outputs: Any) -> None:
         """Batch norm whose running statistics are written without the schema saying so."""
+        del kwargs
         positions, training = HIDDEN_WRITES[name_of(op)]
         if not (args[training] and isinstance(args[positions[0]], torch.Tensor)):
             self._call(op, read[0], read[1], outputs)
             return
-        x = list(read[0])
-        blank = list(x)
-        blank[positions[0]] = blank[positions[1]] = None
-        momentum = args[training + 1]
         if name_of(op) == "native_batch_norm":
             # The kernel that torch gives the functional op is that of native_batch_norm.
             functional = aten._native_batch_norm_legit_functional.default
-            example = (*outputs, args[3], args[4])
-            entry = self._entry(functional, tuple(x), {}, example)
+            entry = self._entry(functional, read[0], {}, (*outputs, args[3], args[4]))
             new = [entry.output(3), entry.output(4)]
         else:
+            blank = list(read[0])
+            blank[positions[0]] = blank[positions[1]] = None
             entry = self._entry(op, tuple(blank), read[1], outputs)
-            new = self._running(args, x, momentum)
+            new = running_statistics(self._emit, args, read[0], momentum=args[training + 1])
         for path, tensor in with_paths(outputs):
             self._bind(tensor, entry.output(*path))
         for position, value in zip(positions, new, strict=True):
             self._write_value(args[position], value)
 
-    def _running(self, args: Any, read: list[Any], momentum: float) -> list[Value]:
-        """Running statistics: (1 − momentum) · old + momentum · batch (unbiased variance)."""
-        x = args[0]
-        dims = [0, *range(2, x.dim())]
-        meta = meta_of(args[3])
-        options = {"dtype": args[3].dtype}
-        wide = self._emit(aten._to_copy.default, (read[0],), options, meta_of(x))
-        mean = self._emit(aten.mean.dim, (wide, dims), {}, meta)
-        var = self._emit(aten.var.correction, (wide, dims), {"correction": 1}, meta)
-        new = []
-        for old, batch in ((read[3], mean), (read[4], var)):
-            kept = self._emit(aten.mul.Tensor, (old, 1 - momentum), {}, meta)
-            fresh = self._emit(aten.mul.Tensor, (batch, momentum), {}, meta)
-            new.append(self._emit(aten.add.Tensor, (kept, fresh), {}, meta))
-        return new
-
     def _write(self, op: Any, args: Any, kwargs: Any, read: Any, outputs: Any) -> None:
-        target = _argument(op, args, kwargs, written_arguments(op)[0])
+        target = argument_at(op, args, kwargs, written_arguments(op)[0])
         assigned = self._assigned(name_of(op), args, read, target)
         if assigned is not None:
             self.storages.write(target, assigned)
@@ -347,7 +313,7 @@ class Recorder:
             self.storages.write(target, Value(Constant(target.detach().clone(), "input")))
             return
         kwargs_read = {k: v for k, v in read[1].items() if k not in variant.dropped}
-        targets = [_argument(op, args, kwargs, i) for i in variant.written]
+        targets = [argument_at(op, args, kwargs, i) for i in variant.written]
         fresh = list(outputs)[: variant.n_fresh] if variant.n_fresh else []
         if variant.n_fresh and isinstance(outputs, torch.Tensor):
             fresh = [outputs]
@@ -419,13 +385,6 @@ class Recorder:
 
     def _name_of(self, tensor: torch.Tensor) -> tuple[str, str]:
         return self._names.get(id(tensor), ("input", ""))
-
-
-def _argument(op: OpOverload, args: Any, kwargs: Any, position: int) -> Any:
-    if position < len(args):
-        return args[position]
-    argument = op._schema.arguments[position]
-    return kwargs.get(argument.name, argument.default_value)
 
 
 def _has_mask(indices: Any) -> bool:

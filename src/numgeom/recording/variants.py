@@ -8,6 +8,7 @@ the arguments (see the schemas that torchgen generates).
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
@@ -84,3 +85,11 @@ def _matching_overload(
         if [(a.name, str(a.type)) for a in found._schema.arguments] == wanted:
             return found
     return None
+
+
+def argument_at(op: OpOverload, args: Any, kwargs: Any, position: int) -> Any:
+    """The argument at a position of the schema, given by place, by name or by default."""
+    if position < len(args):
+        return args[position]
+    argument = op._schema.arguments[position]
+    return kwargs.get(argument.name, argument.default_value)
