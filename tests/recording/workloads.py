@@ -11,10 +11,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
-Step = Callable[[], Any]
+from tests.recording.workloads_ops import indexing_step, losses_step, no_dims_step
+from tests.recording.workloads_sequences import (
+    Step,
+    attention_step,
+    classify,
+    encoder_layer_step,
+    rnn_step,
+    sdpa_step,
+)
+from tests.recording.workloads_transformers import transformers_step
+
 Workload = Callable[[], tuple[nn.Module, Step]]
 
 
@@ -24,22 +34,11 @@ def build(name: str) -> tuple[nn.Module, Step]:
     return WORKLOADS[name]()
 
 
-def _classify(model: nn.Module, x: Tensor, classes: int = 5) -> Step:
-    y = torch.randint(0, classes, (len(x),))
-
-    def step() -> Tensor:
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
-
-    return step
-
-
 def _mlp(activation: Callable[[], nn.Module]) -> tuple[nn.Module, Step]:
     model = nn.Sequential(
         nn.Linear(12, 16), activation(), nn.Linear(16, 16), activation(), nn.Linear(16, 5)
     )
-    return model, _classify(model, torch.randn(9, 12))
+    return model, classify(model, torch.randn(9, 12))
 
 
 class LeNet(nn.Module):
@@ -56,12 +55,12 @@ class LeNet(nn.Module):
 
 def _lenet() -> tuple[nn.Module, Step]:
     model = LeNet()
-    return model, _classify(model, torch.randn(4, 1, 28, 28))
+    return model, classify(model, torch.randn(4, 1, 28, 28))
 
 
 def _lenet_channels_last() -> tuple[nn.Module, Step]:
     model = LeNet().to(memory_format=torch.channels_last)
-    return model, _classify(model, torch.randn(4, 1, 28, 28).to(memory_format=torch.channels_last))
+    return model, classify(model, torch.randn(4, 1, 28, 28).to(memory_format=torch.channels_last))
 
 
 def _batch_norm_cnn(mode: bool = True) -> tuple[nn.Module, Step]:
@@ -70,7 +69,7 @@ def _batch_norm_cnn(mode: bool = True) -> tuple[nn.Module, Step]:
         nn.Conv2d(8, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
     ).train(mode)  # fmt: skip
-    return model, _classify(model, torch.randn(4, 3, 10, 10))
+    return model, classify(model, torch.randn(4, 3, 10, 10))
 
 
 def _norms() -> tuple[nn.Module, Step]:
@@ -78,7 +77,7 @@ def _norms() -> tuple[nn.Module, Step]:
         nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True),
         nn.Flatten(), nn.Linear(8 * 36, 12), nn.LayerNorm(12), nn.RMSNorm(12), nn.Linear(12, 5),
     )  # fmt: skip
-    return model, _classify(model, torch.randn(4, 3, 8, 8))
+    return model, classify(model, torch.randn(4, 3, 8, 8))
 
 
 def _dropout() -> tuple[nn.Module, Step]:
@@ -86,7 +85,7 @@ def _dropout() -> tuple[nn.Module, Step]:
         nn.Linear(12, 16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 8), nn.AlphaDropout(0.2),
         nn.RReLU(), nn.Linear(8, 5), nn.Dropout(1.0), nn.Dropout(0.0),
     )  # fmt: skip
-    step = _classify(model, torch.randn(9, 12))
+    step = classify(model, torch.randn(9, 12))
     return model, step
 
 
@@ -168,63 +167,6 @@ def _checkpointed(reentrant: bool) -> tuple[nn.Module, Step]:
     return model, step
 
 
-class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase], packed: bool, **options: Any) -> None:
-        super().__init__()
-        self.rnn = kind(6, 7, batch_first=True, **options)
-        self.head = nn.Linear(7 * (2 if options.get("bidirectional") else 1), 5)
-        self.packed = packed
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.packed:
-            lengths = torch.tensor([5, 4, 2])
-            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
-            out, _ = self.rnn(packed)
-            out, _ = nn.utils.rnn.pad_packed_sequence(out, batch_first=True)
-        else:
-            out, _ = self.rnn(x)
-        return self.head(out.mean(1))
-
-
-def _rnn(kind: type[nn.RNNBase], *, packed: bool = False, **options: Any) -> Any:
-    model = Recurrent(kind, packed, **options)
-    return model, _classify(model, torch.randn(3, 5, 6))
-
-
-def _attention(weights: bool) -> tuple[nn.Module, Step]:
-    model = nn.MultiheadAttention(8, 2, batch_first=True, dropout=0.1 if weights else 0.0)
-    x = torch.randn(2, 6, 8)
-
-    def step() -> None:
-        out, found = model(x, x, x, need_weights=weights)
-        loss = out.square().mean() + (found.square().mean() if weights else 0)
-        loss.backward()
-
-    return model, step
-
-
-def _encoder_layer(dropout: float) -> tuple[nn.Module, Step]:
-    model = nn.Sequential(
-        nn.TransformerEncoderLayer(8, 2, 16, dropout=dropout, batch_first=True),
-        nn.Flatten(),
-        nn.Linear(48, 5),
-    )
-    return model, _classify(model, torch.randn(3, 6, 8))
-
-
-def _sdpa(backend: SDPBackend, *, causal: bool) -> tuple[nn.Module, Step]:
-    model = nn.Linear(8, 24)
-    x = torch.randn(2, 6, 8)
-
-    def step() -> None:
-        q, k, v = model(x).view(2, 6, 3, 2, 4).permute(2, 0, 3, 1, 4)
-        with sdpa_kernel(backend):
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        out.pow(2).sum().backward()
-
-    return model, step
-
-
 def _autocast() -> tuple[nn.Module, Step]:
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 16),
@@ -242,7 +184,7 @@ def _autocast() -> tuple[nn.Module, Step]:
 
 def _half(dtype: torch.dtype) -> tuple[nn.Module, Step]:
     model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 5)).to(dtype)
-    return model, _classify(model, torch.randn(9, 12).to(dtype))
+    return model, classify(model, torch.randn(9, 12).to(dtype))
 
 
 def _grad_scaler() -> tuple[nn.Module, Step]:
@@ -338,14 +280,14 @@ def _frozen() -> tuple[nn.Module, Step]:
         nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 5)
     )
     model[2].requires_grad_(False)
-    return model, _classify(model, torch.randn(9, 12))
+    return model, classify(model, torch.randn(9, 12))
 
 
 def _optimizer(make: Callable[[Any], torch.optim.Optimizer], warm: int = 2) -> Any:
     """A whole training step, optimizer included, after a few steps that are not recorded."""
     model = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 5))
     optimizer = make(model.parameters())
-    forward = _classify(model, torch.randn(9, 12))
+    forward = classify(model, torch.randn(9, 12))
 
     def step() -> None:
         optimizer.zero_grad()
@@ -354,131 +296,6 @@ def _optimizer(make: Callable[[Any], torch.optim.Optimizer], warm: int = 2) -> A
 
     for _ in range(warm):
         step()
-    return model, step
-
-
-def _indexing() -> tuple[nn.Module, Step]:
-    model = nn.Linear(6, 6)
-    x, index = torch.randn(7, 6), torch.randint(0, 7, (9,))
-
-    def step() -> None:
-        h = model(x)
-        parts = [h[index].mean(), h.gather(1, h.argmax(1, keepdim=True)).sum()]
-        parts.append(torch.zeros(7, 6).index_add(0, index, h[index]).square().sum())
-        parts.append(h.topk(2, dim=1).values.sum() + h.sort(dim=0).values[0].sum())
-        parts.append(h.unfold(1, 2, 2).max(-1).values.sum() + h.cumsum(0).std())
-        parts.append(torch.cat([h, h.flip(0)]).roll(1, 0).unbind(0)[2].sum())
-        parts.append(h.masked_select(h > 0).sum() + torch.einsum("ij,kj->ik", h, h).tril().sum())
-        parts.append(h.as_strided((3, 4), (2, 1)).sum() + h.diagonal().logsumexp(0))
-        parts.append(F.pad(h, (1, 2)).abs().nan_to_num().log1p().sum())
-        parts.append(F.interpolate(h[None, None], scale_factor=2.0, mode="bilinear").mean())
-        torch.stack(parts).sum().backward()
-
-    return model, step
-
-
-def _losses() -> tuple[nn.Module, Step]:
-    model = nn.Linear(6, 6)
-    x, y = torch.randn(7, 6), torch.rand(7, 6)
-
-    def step() -> None:
-        h = model(x)
-        found = [
-            F.mse_loss(h, y), F.l1_loss(h, y), F.smooth_l1_loss(h, y), F.huber_loss(h, y),
-            F.binary_cross_entropy_with_logits(h, y), F.kl_div(h.log_softmax(1), y.softmax(1)),
-            F.binary_cross_entropy(h.sigmoid(), y), F.hinge_embedding_loss(h, y.sign()),
-            F.cosine_embedding_loss(h, y, torch.ones(7)), F.triplet_margin_loss(h, y, -y),
-            F.poisson_nll_loss(h, y), F.gaussian_nll_loss(h, y, y.exp()),
-            torch.cdist(h, y).mean(), F.normalize(h).sum(),
-        ]  # fmt: skip
-        torch.stack(found).sum().backward()
-
-    return model, step
-
-
-def _no_dims() -> tuple[nn.Module, Step]:
-    """Tensors without entries, of one entry, without dimensions, expanded and overlapping."""
-    model = nn.Linear(4, 1)
-    x = torch.randn(1, 4).expand(5, 4)
-    windows = torch.randn(8).unfold(0, 4, 1)
-    none = torch.randn(0, 4)
-
-    def step() -> None:
-        total = model(x).sum() + model(windows).sum() + model(none).sum()
-        total = total + model.bias.squeeze() * 3 + model.weight.t().squeeze()[0]
-        (total * torch.tensor(2, dtype=torch.int32)).backward()
-
-    return model, step
-
-
-def _transformers(kind: str, attention: str) -> tuple[nn.Module, Step]:
-    import transformers as hf
-
-    small: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text: dict[str, Any] = {**small, "intermediate_size": 32, "vocab_size": 40}
-    tokens = torch.randint(1, 40, (2, 8))
-    image = torch.randn(2, 3, 32, 32)
-    labels = torch.tensor([0, 1])
-    mask = torch.ones(2, 8, dtype=torch.long)
-    mask[1, 5:] = 0
-    inputs: dict[str, Any] = {"input_ids": tokens, "labels": tokens, "attention_mask": mask}
-    if kind == "gpt2":
-        config = hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40, n_positions=16)
-        model = hf.GPT2LMHeadModel._from_config(config, attn_implementation=attention)
-    elif kind == "llama":
-        config = hf.LlamaConfig(**text, num_key_value_heads=1)
-        model = hf.LlamaForCausalLM._from_config(config, attn_implementation=attention)
-    elif kind == "bert":
-        config = hf.BertConfig(**text)
-        model = hf.BertForMaskedLM._from_config(config, attn_implementation=attention)
-    elif kind == "mixtral":
-        config = hf.MixtralConfig(**text, num_key_value_heads=1, num_local_experts=3)
-        model = hf.MixtralForCausalLM._from_config(config, attn_implementation=attention)
-        if attention == "eager":
-            model.set_experts_implementation("eager")
-    elif kind == "mamba":
-        config = hf.MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=40, state_size=4)
-        model = hf.MambaForCausalLM(config)
-        inputs.pop("attention_mask")
-    elif kind == "t5":
-        config = hf.T5Config(
-            decoder_start_token_id=0,
-            d_model=16,
-            d_kv=8,
-            d_ff=32,
-            num_layers=2,
-            num_heads=2,
-            vocab_size=40,
-        )
-        model = hf.T5ForConditionalGeneration._from_config(config, attn_implementation=attention)
-    elif kind == "whisper":
-        config = hf.WhisperConfig(
-            vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1,
-            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
-            decoder_ffn_dim=32, num_mel_bins=8, max_source_positions=10, pad_token_id=0,
-            bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-        )  # fmt: skip
-        model = hf.WhisperForConditionalGeneration._from_config(
-            config, attn_implementation=attention
-        )
-        inputs = {"input_features": torch.randn(2, 8, 20), "labels": tokens}
-    elif kind == "vit":
-        config = hf.ViTConfig(**small, intermediate_size=32, image_size=32, patch_size=8)
-        model = hf.ViTForImageClassification._from_config(config, attn_implementation=attention)
-        inputs = {"pixel_values": image, "labels": labels}
-    elif kind == "resnet":
-        config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
-        model = hf.ResNetForImageClassification(config)
-        inputs = {"pixel_values": image, "labels": labels}
-    else:
-        config = hf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)
-        model = hf.ConvNextForImageClassification(config)
-        inputs = {"pixel_values": image, "labels": labels}
-    model.train()
-
-    def step() -> None:
-        model(**inputs).loss.backward()
-
     return model, step
 
 
@@ -524,21 +341,21 @@ WORKLOADS: Mapping[str, Workload] = {
     "item": _item,
     "checkpoint-reentrant": partial(_checkpointed, True),
     "checkpoint": partial(_checkpointed, False),
-    "lstm": partial(_rnn, nn.LSTM),
-    "lstm-packed": partial(_rnn, nn.LSTM, packed=True),
-    "lstm-bidirectional": partial(_rnn, nn.LSTM, bidirectional=True, num_layers=2, dropout=0.2),
-    "lstm-projected": partial(_rnn, nn.LSTM, packed=True, bidirectional=True, num_layers=2),
-    "gru": partial(_rnn, nn.GRU, num_layers=2),
-    "gru-packed": partial(_rnn, nn.GRU, packed=True),
-    "rnn": partial(_rnn, nn.RNN),
-    "rnn-packed": partial(_rnn, nn.RNN, packed=True, nonlinearity="relu"),
-    "attention": partial(_attention, False),
-    "attention-weights": partial(_attention, True),
-    "encoder-layer": partial(_encoder_layer, 0.0),
-    "encoder-layer-dropout": partial(_encoder_layer, 0.2),
-    "sdpa-math": partial(_sdpa, SDPBackend.MATH, causal=True),
-    "sdpa-flash": partial(_sdpa, SDPBackend.FLASH_ATTENTION, causal=False),
-    "sdpa-flash-causal": partial(_sdpa, SDPBackend.FLASH_ATTENTION, causal=True),
+    "lstm": partial(rnn_step, nn.LSTM),
+    "lstm-packed": partial(rnn_step, nn.LSTM, packed=True),
+    "lstm-bidirectional": partial(rnn_step, nn.LSTM, bidirectional=True, num_layers=2, dropout=0.2),
+    "lstm-projected": partial(rnn_step, nn.LSTM, packed=True, bidirectional=True, num_layers=2),
+    "gru": partial(rnn_step, nn.GRU, num_layers=2),
+    "gru-packed": partial(rnn_step, nn.GRU, packed=True),
+    "rnn": partial(rnn_step, nn.RNN),
+    "rnn-packed": partial(rnn_step, nn.RNN, packed=True, nonlinearity="relu"),
+    "attention": partial(attention_step, False),
+    "attention-weights": partial(attention_step, True),
+    "encoder-layer": partial(encoder_layer_step, 0.0),
+    "encoder-layer-dropout": partial(encoder_layer_step, 0.2),
+    "sdpa-math": partial(sdpa_step, SDPBackend.MATH, causal=True),
+    "sdpa-flash": partial(sdpa_step, SDPBackend.FLASH_ATTENTION, causal=False),
+    "sdpa-flash-causal": partial(sdpa_step, SDPBackend.FLASH_ATTENTION, causal=True),
     "autocast-bf16": _autocast,
     "bfloat16": partial(_half, torch.bfloat16),
     "float16": partial(_half, torch.float16),
@@ -549,10 +366,10 @@ WORKLOADS: Mapping[str, Workload] = {
     "custom-function": _custom_function,
     "tied": _tied,
     "frozen": _frozen,
-    "indexing": _indexing,
-    "losses": _losses,
-    "no-dims": _no_dims,
+    "indexing": indexing_step,
+    "losses": losses_step,
+    "no-dims": no_dims_step,
     **{f"optimizer-{name}": partial(_optimizer, make) for name, make in _OPTIMIZERS.items()},
-    **{f"hf-{m}-{a}": partial(_transformers, m, a) for m in _MODELS for a in ("eager", "sdpa")},
-    **{f"hf-{m}": partial(_transformers, m, "eager") for m in ("mamba", "resnet", "convnext")},
+    **{f"hf-{m}-{a}": partial(transformers_step, m, a) for m in _MODELS for a in ("eager", "sdpa")},
+    **{f"hf-{m}": partial(transformers_step, m, "eager") for m in ("mamba", "resnet", "convnext")},
 }

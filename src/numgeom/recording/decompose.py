@@ -179,6 +179,10 @@ class _OpeningMode(TorchDispatchMode):
         self._table = decompositions()
         self.info = CallInfo("forward", "", "")
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in the stream: nothing is compiled here
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

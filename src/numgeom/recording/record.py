@@ -6,6 +6,7 @@ with numgeom.record(model) as recording:
 program = recording.program
 """
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -28,7 +29,8 @@ class Recording:
     """A step while it is being recorded; afterwards its program.
 
     A context manager, entered once. Results inside the block are bitwise what they are
-    without it.
+    without it. Python's collector of cyclic garbage pauses inside the block: the many small
+    objects of a recording would set it off again and again.
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
@@ -48,6 +50,7 @@ class Recording:
         self._stream: Stream | None = None
         self._program: Program | None = None
         self._state = "new"
+        self._collecting = False
 
     @property
     def program(self) -> Program:
@@ -72,6 +75,8 @@ class Recording:
         self._recorder = Recorder(names)
         self._stream = Stream(self._recorder, model=self._model)
         self._stream.__enter__()
+        self._collecting = gc.isenabled()
+        gc.disable()
         self._state = "open"
         return self
 
@@ -88,6 +93,8 @@ class Recording:
         assert recorder is not None
         roots = list(stream.roots)
         stream.__exit__(None, None, None)
+        if self._collecting:
+            gc.enable()
         self._stream = self._recorder = None
         self._state = "failed"
         if kind is None:

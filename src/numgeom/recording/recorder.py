@@ -170,7 +170,7 @@ class Recorder:
             elif not self.storages.is_known(tensor):
                 raise UnsupportedOpError(
                     f"an input of shape {tuple(tensor.shape)} was computed by "
-                    f"{_grad_name(tensor)} outside of the recording (before it began, or on "
+                    f"{tensor.grad_fn.name() if tensor.grad_fn else 'an operation'} outside of the recording (before it began, or on "
                     "another thread); run the whole forward pass inside the recording"
                 )
         return self.storages.read(tensor)
@@ -395,8 +395,3 @@ def _has_mask(indices: Any) -> bool:
 
 def _mixes_dtypes(args: Any, kwargs: Any) -> bool:
     return len({t.dtype for t in tensors_in((args, kwargs))}) > 1
-
-
-def _grad_name(tensor: torch.Tensor) -> str:
-    node = tensor.grad_fn
-    return node.name() if node is not None else "an operation"

@@ -11,7 +11,7 @@ given to another storage, and the memory is not kept alive.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -27,26 +27,32 @@ aten = torch.ops.aten
 Emit = Callable[[Any, tuple[Any, ...], dict[str, Any], TensorMeta], Value]
 
 
-class Layout(NamedTuple):
-    """How a tensor lies in its storage. Equal layouts of one storage hold equal values."""
-
-    meta: TensorMeta
-    offset: int
-    conj: bool
-    neg: bool
+# How a tensor lies in its storage: shape, strides, dtype, offset, negative bit, conjugate bit.
+# Equal layouts of one storage hold equal values. A plain tuple, since two are made for every call.
+Layout = tuple[Any, Any, torch.dtype, int, bool, bool]
 
 
 def layout_of(tensor: torch.Tensor) -> Layout:
     """Describe how a tensor lies in its storage."""
-    meta = meta_of(tensor)
-    conj = meta.dtype.is_complex and tensor.is_conj()
-    return Layout(meta, int(tensor.storage_offset()), conj, tensor.is_neg())
+    return (
+        tensor.shape,
+        tensor.stride(),
+        tensor.dtype,
+        int(tensor.storage_offset()),
+        tensor.is_neg(),
+        tensor.is_conj(),
+    )
+
+
+def _meta(layout: Layout, device: torch.device) -> TensorMeta:
+    return TensorMeta(tuple(layout[0]), layout[1], layout[2], device)
 
 
 @dataclass(eq=False, slots=True)
 class _Storage:
     pin: StorageWeakRef
     external: bool
+    device: torch.device
     values: dict[Layout, Value] = field(default_factory=dict)
     base: tuple[Layout, Value] | None = None
     written: bool = False
@@ -84,7 +90,7 @@ class Storages:
         value = storage.values.get(layout)
         if value is None:
             if storage.external and not storage.written:
-                value = self._constant(tensor, layout.meta)
+                value = self._constant(tensor, _meta(layout, storage.device))
             else:
                 value = self._from_base(storage, layout)
             storage.values[layout] = value
@@ -96,7 +102,7 @@ class Storages:
         storage = self._storage(source, external=True)
         if storage.base is None:
             base = (layout_of(source), value)
-            if not _is_dense(base[0].meta):
+            if not _is_dense(meta_of(source)):
                 whole = _whole(source)
                 base = (layout_of(whole), self._constant(whole, meta_of(whole)))
             storage.base = base
@@ -123,7 +129,7 @@ class Storages:
         layout = layout_of(tensor)
         if layout in storage.values:
             return
-        value = storage.values[layout] = make(layout.meta)
+        value = storage.values[layout] = make(_meta(layout, storage.device))
         if storage.base is None and not storage.external:
             storage.base = (layout, value)
 
@@ -159,7 +165,7 @@ class Storages:
             storage.base = (layout, value)
             storage.values = {layout: value}
         else:
-            new = self._scatter(base_layout, base, layout, value)
+            new = self._scatter(storage, layout, value)
             storage.base = (base_layout, new)
             storage.values = {base_layout: new, layout: value}
         storage.written = True
@@ -183,7 +189,7 @@ class Storages:
         storage = self._known.get(memory._cdata)
         if storage is None:
             refuse_unsupported_tensor(tensor)
-            storage = _Storage(StorageWeakRef(memory), external)
+            storage = _Storage(StorageWeakRef(memory), external, tensor.device)
             self._known[memory._cdata] = storage
         return storage
 
@@ -203,57 +209,60 @@ class Storages:
         return self._emit(aten.expand.default, (compact, list(meta.shape)), {}, meta)
 
     def _from_base(self, storage: _Storage, layout: Layout) -> Value:
-        flat, offset = self._flat(storage.base, layout)
-        size, stride = list(layout.meta.shape), list(layout.meta.stride)
-        args = (flat, size, stride, layout.offset - offset)
-        return self._emit(aten.as_strided.default, args, {}, layout.meta)
+        flat, start = self._flat(storage, layout)
+        shape, stride, _, offset, *_ = layout
+        args = (flat, list(shape), list(stride), offset - start)
+        return self._emit(aten.as_strided.default, args, {}, _meta(layout, storage.device))
 
-    def _scatter(self, base_layout: Layout, base: Value, layout: Layout, value: Value) -> Value:
-        flat, offset = self._flat((base_layout, base), layout)
-        size, stride = list(layout.meta.shape), list(layout.meta.stride)
-        meta = base_layout.meta
-        count = _count(meta.shape)
-        line = TensorMeta((count,), (1,), meta.dtype, meta.device)
-        args = (flat, value, size, stride, layout.offset - offset)
+    def _scatter(self, storage: _Storage, layout: Layout, value: Value) -> Value:
+        """The base after a value was written to a part of it."""
+        flat, start = self._flat(storage, layout)
+        assert storage.base is not None
+        meta = _meta(storage.base[0], storage.device)
+        shape, stride, _, offset, *_ = layout
+        args = (flat, value, list(shape), list(stride), offset - start)
+        line = meta._replace(shape=(_count(meta.shape),), stride=(1,))
         written = self._emit(aten.as_strided_scatter.default, args, {}, line)
         order = _memory_order(meta)
-        shape = tuple(meta.shape[i] for i in order)
-        steps = tuple(meta.stride[i] for i in order)
-        lying = TensorMeta(shape, steps, meta.dtype, meta.device)
-        result = self._emit(aten.view.default, (written, list(shape)), {}, lying)
+        lying = _permuted(meta, order)
+        result = self._emit(aten.view.default, (written, list(lying.shape)), {}, lying)
         if list(order) == sorted(order):
             return result
         back = [order.index(i) for i in range(len(order))]
         return self._emit(aten.permute.default, (result, back), {}, meta)
 
-    def _flat(self, base: tuple[Layout, Value] | None, wanted: Layout) -> tuple[Value, int]:
+    def _flat(self, storage: _Storage, wanted: Layout) -> tuple[Value, int]:
         """The memory behind a base as one line of numbers, and where that line begins."""
-        if base is None:
+        if storage.base is None:
             raise UnsupportedOpError("a view of memory of which no value is known")
-        layout, value = base
-        meta = layout.meta
-        if meta.dtype != wanted.meta.dtype or wanted.conj or wanted.neg or layout.conj:
+        layout, value = storage.base
+        meta, start = _meta(layout, storage.device), layout[3]
+        _, _, dtype, offset, neg, conj = wanted
+        if meta.dtype != dtype or neg or conj or layout[4] or layout[5]:
             raise UnsupportedOpError(
-                f"a tensor of {wanted.meta.dtype} shares memory with one of {meta.dtype} that was "
+                f"a tensor of {dtype} shares memory with one of {meta.dtype} that was "
                 "written in place; bits cannot be reinterpreted in another format"
             )
         count = _count(meta.shape)
-        reach = wanted.offset + _span(wanted.meta) - layout.offset
-        if not _is_dense(meta) or wanted.offset < layout.offset or reach > count:
+        reach = offset + _span(_meta(wanted, storage.device)) - start
+        if not _is_dense(meta) or offset < start or reach > count:
             raise UnsupportedOpError(
-                f"a view of shape {wanted.meta.shape} reaches memory beyond the tensor of shape "
+                f"a view of shape {tuple(wanted[0])} reaches memory beyond the tensor of shape "
                 f"{meta.shape} it was made from"
             )
-        line = TensorMeta((count,), (1,), meta.dtype, meta.device)
         if meta.stride == (1,):
-            return value, layout.offset
+            return value, start
         order = _memory_order(meta)
         if list(order) != sorted(order):
-            shape = tuple(meta.shape[i] for i in order)
-            steps = tuple(meta.stride[i] for i in order)
-            lying = TensorMeta(shape, steps, meta.dtype, meta.device)
+            lying = _permuted(meta, order)
             value = self._emit(aten.permute.default, (value, list(order)), {}, lying)
-        return self._emit(aten.view.default, (value, [count]), {}, line), layout.offset
+        line = meta._replace(shape=(count,), stride=(1,))
+        return self._emit(aten.view.default, (value, [count]), {}, line), start
+
+
+def _permuted(meta: TensorMeta, order: tuple[int, ...]) -> TensorMeta:
+    shape, stride = (tuple(part[i] for i in order) for part in (meta.shape, meta.stride))
+    return meta._replace(shape=shape, stride=stride)
 
 
 def _count(shape: tuple[int, ...]) -> int:

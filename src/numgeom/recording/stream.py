@@ -195,6 +195,12 @@ class _Mode(TorchDispatchMode):
         super().__init__()
         self._stream = stream
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing here is compiled. The wrapper that torch would put around every call costs more
+        # than the call, and imports the whole compiler (3 s) at the first one.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

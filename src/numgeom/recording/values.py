@@ -79,13 +79,14 @@ def with_paths(tree: Any) -> list[tuple[tuple[int, ...], torch.Tensor]]:
 
 
 def replace_tensors(tree: Any, by: Callable[[torch.Tensor], Any]) -> Any:
-    """Copy (nested) arguments with every tensor replaced."""
-    if isinstance(tree, torch.Tensor):
-        return by(tree)
-    if isinstance(tree, list):
-        return [replace_tensors(item, by) for item in tree]
-    if isinstance(tree, tuple):
-        return tuple([replace_tensors(item, by) for item in tree])
+    """Copy (nested) arguments, a tuple, list or dict, with every tensor replaced."""
     if isinstance(tree, dict):
-        return {key: replace_tensors(item, by) for key, item in tree.items()} if tree else {}
-    return tree
+        return {key: _replaced(item, by) for key, item in tree.items()} if tree else tree
+    items = [_replaced(item, by) for item in tree]
+    return tuple(items) if isinstance(tree, tuple) else items
+
+
+def _replaced(item: Any, by: Callable[[torch.Tensor], Any]) -> Any:
+    if isinstance(item, torch.Tensor):
+        return by(item)
+    return replace_tensors(item, by) if isinstance(item, (list, tuple, dict)) else item

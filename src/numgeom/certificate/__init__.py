@@ -1,0 +1,23 @@
+"""How wrong is a gradient? Certificates: making, reading and writing them.
+
+Notation: the *computed* gradient is what the user's run produced, the *reference* is the same
+program replayed in float64, and the *exact* gradient is the program's over the real numbers.
+"""
+
+from numgeom.certificate.accuracy import GradientAccuracy
+from numgeom.certificate.certify import certify
+from numgeom.certificate.guarantee import Guarantee, weakest
+from numgeom.certificate.nonfinite import NonFinite
+from numgeom.certificate.result import Certificate, CertificateError, ModuleAccuracy, Source
+
+__all__ = [
+    "Certificate",
+    "CertificateError",
+    "GradientAccuracy",
+    "Guarantee",
+    "ModuleAccuracy",
+    "NonFinite",
+    "Source",
+    "certify",
+    "weakest",
+]

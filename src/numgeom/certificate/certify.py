@@ -1,0 +1,314 @@
+"""How wrong is the gradient of this training step?"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx, nn
+
+from numgeom.certificate.accuracy import GradientAccuracy, measure, total
+from numgeom.certificate.guarantee import Guarantee, weakest
+from numgeom.certificate.nonfinite import NonFinite, first_nonfinite, kinds_of
+from numgeom.certificate.result import Certificate, CertificateError
+from numgeom.recording import Program, record_callable, record_step
+from numgeom.recording.program import OnCall
+from numgeom.version import __version__
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, and how many of how many calls are done (0: unknown)."""
+
+
+class _Missing:
+    """Stands for a batch that was not given; None is a batch."""
+
+
+_MISSING: Final = _Missing()
+
+ASSUMPTIONS = (
+    "Arithmetic in float64 on the replay device is IEEE 754, rounded to nearest, without "
+    "flush-to-zero.",
+    "The error of the float64 reference itself is small beside the observed error. It is not "
+    "bounded here.",
+    "Python control flow, random draws and integer inputs are those of the recorded run.",
+    "An op means what its documentation defines; plain references of fused ops are equal to them "
+    "over the reals.",
+)
+
+
+def certify(
+    subject: nn.Module | Program | Callable[[], Any],
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    batch: Any = _MISSING,
+    *,
+    computed: Mapping[str, Tensor | None] | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    check_replay: bool = True,
+) -> Certificate:
+    """Compare the gradient of one training step with a float64 replay of the same step.
+
+    Three forms: `certify(model, loss_fn, batch)` runs `loss_fn(model, batch)` and its backward
+    pass; `certify(step)` calls a function that runs forward and backward on parameters that it
+    owns; `certify(program)` takes a step that was recorded before. The model, its gradients, its
+    buffers and the random state are left as they were.
+
+    The reference's own error is not bounded, so the guarantee is ESTIMATED, and NONE where the
+    comparison says nothing: for gradients that are not finite or that were computed in float64,
+    and for all of them if the recording does not reproduce the step.
+
+    Args:
+        subject: Model, step, or program.
+        loss_fn: Takes model and batch, returns the loss; with a model only.
+        batch: Handed to `loss_fn`; with a model only.
+        computed: Gradients to judge in place of the recorded ones, by parameter name: from
+            another kernel, machine, or framework. None for a parameter without a gradient.
+        device: Where the reference runs; None for where the step ran.
+        progress: Told what is being done.
+        check_replay: Also replay in the recorded formats and compare with the recorded
+            gradients bit by bit, which shows that the recording is the computation.
+
+    Returns:
+        The certificate.
+
+    Raises:
+        CertificateError: if the arguments do not fit together; all problems at once.
+        RecordingError: if the step cannot be recorded.
+        ReplayError: if the program cannot be run in float64.
+
+    Example:
+        >>> model = nn.Linear(3, 1)
+        >>> certificate = certify(model, lambda model, x: model(x).sum(), torch.ones(2, 3))
+        >>> certificate.guarantee
+        <Guarantee.ESTIMATED: 1>
+    """
+    start = time.perf_counter()
+    report = progress or _silent
+    report("recording", 0, 0)
+    program, asking = _program(subject, loss_fn, batch)
+    recorded = program.recorded
+    judged = recorded.gradients if computed is None else _checked(computed, recorded.gradients)
+    run = _runner(program, report)
+    reference = program.replay(torch.float64, device=device, on_call=run("reference in float64"))
+    identical, differences = None, ()
+    if check_replay:
+        again = program.replay(None, on_call=run("replay in the recorded formats"))
+        differences = _differences(recorded.gradients, again.gradients)
+        identical = not differences
+    rows = [measure(name, judged[name], reference.gradients[name]) for name in program.parameters]
+    nonfinite = first_nonfinite(
+        program, reference, device=device, on_call=run("looking for the origin of NaN or Inf")
+    )
+    if nonfinite is None and any(row.nonfinite_entries for row in rows):
+        nonfinite = _given(rows, judged)
+    overall = total(rows)
+    devices = sorted({str(gradient.device) for gradient in recorded.gradients.values()})
+    on_cpu = devices == ["cpu"]
+    levels = [overall.guarantee]
+    if nonfinite is not None:  # where the loss is NaN, even a finite gradient means nothing
+        levels.append(Guarantee.NONE)
+    if differences and on_cpu:
+        levels.append(Guarantee.NONE)
+        rows = [_without_guarantee(row) for row in rows]
+        overall = _without_guarantee(overall)
+    without = tuple(name for name in asking if name not in recorded.gradients)
+    return Certificate(
+        guarantee=weakest(*levels),
+        method="reference",
+        total=overall,
+        parameters={row.name: row for row in rows},
+        computed_loss=None if recorded.loss is None else float(recorded.loss),
+        reference_loss=None if reference.loss is None else float(reference.loss),
+        without_gradient=without,
+        replay_is_identical=identical,
+        first_nonfinite=nonfinite,
+        assumptions=ASSUMPTIONS,
+        notes=_notes(rows, without, differences, computed is not None, on_cpu),
+        seconds=time.perf_counter() - start,
+        provenance={
+            "device": ", ".join(devices),
+            "torch": torch.__version__,
+            "numgeom": __version__,
+        },
+    )
+
+
+# -- the step ------------------------------------------------------------------------------
+
+
+def _program(
+    subject: Any, loss_fn: Callable[[Any, Any], Tensor] | None, batch: Any
+) -> tuple[Program, tuple[str, ...]]:
+    """Return the program, and the names of the parameters that ask for a gradient."""
+    given = loss_fn is not None or batch is not _MISSING
+    if isinstance(subject, nn.Module):
+        if loss_fn is None or batch is _MISSING:
+            raise CertificateError(
+                f"certify() got a model ({type(subject).__name__}) but no "
+                f"{'loss function' if loss_fn is None else 'batch'}. Call "
+                "certify(model, loss_fn, batch), where loss_fn(model, batch) returns the loss; or "
+                "certify(step) with a function that runs forward and backward itself."
+            )
+        if not callable(loss_fn):
+            raise CertificateError(
+                f"loss_fn is of type {type(loss_fn).__name__}, which cannot be called. Give a "
+                "function with loss_fn(model, batch) -> scalar tensor."
+            )
+        names = tuple(name for name, p in subject.named_parameters() if p.requires_grad)
+        return record_step(subject, loss_fn, batch), names
+    if given:
+        raise CertificateError(
+            f"certify() takes loss_fn and batch only with a model, not with an object of type "
+            f"{type(subject).__name__}. Call certify(step) or certify(program) without them."
+        )
+    if isinstance(subject, Program):
+        return subject, ()
+    if callable(subject):
+        return record_callable(subject), ()
+    raise CertificateError(
+        f"certify() got an object of type {type(subject).__name__}. It takes a model with a loss "
+        "function and a batch, a callable that runs one step, or a Program."
+    )
+
+
+def _checked(
+    computed: Mapping[str, Tensor | None], recorded: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the given gradients if they fit the program; name every problem if they do not."""
+    problems = [f"{name}: missing" for name in recorded if computed.get(name) is None]
+    found: dict[str, Tensor] = {}
+    for name, gradient in computed.items():
+        if gradient is None:
+            continue
+        if name not in recorded:
+            problems.append(f"{name}: the recorded step has no gradient of this name")
+        elif not isinstance(gradient, Tensor):
+            problems.append(f"{name}: of type {type(gradient).__name__}, not a tensor")
+        elif gradient.shape != recorded[name].shape:
+            got, want = tuple(gradient.shape), tuple(recorded[name].shape)
+            problems.append(f"{name}: of shape {got}, but the parameter has {want}")
+        elif not (gradient.is_floating_point() or gradient.is_complex()):
+            problems.append(f"{name}: of {gradient.dtype}, which is no floating-point format")
+        else:
+            found[name] = gradient.to_dense() if gradient.is_sparse else gradient
+    if problems:
+        raise CertificateError(
+            "The gradients given as `computed` do not fit the recorded step: "
+            + "; ".join(problems)
+            + ". Give one tensor per parameter, named as in `program.parameters`."
+        )
+    return found
+
+
+# -- the comparison ------------------------------------------------------------------------
+
+
+def _differences(
+    recorded: Mapping[str, Tensor], again: Mapping[str, Tensor]
+) -> tuple[GradientAccuracy, ...]:
+    """Return how far the replayed gradients are from the recorded ones, where bits differ."""
+    return tuple(
+        measure(name, again[name], gradient.to(torch.float64))
+        for name, gradient in recorded.items()
+        if not _same_bits(gradient, again[name])
+    )
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same bits; two NaNs count as the same."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.is_complex():
+        return _same_bits(torch.view_as_real(a), torch.view_as_real(b))
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    same = a.contiguous().view(integer) == b.contiguous().view(integer)
+    return bool((same | (a.isnan() & b.isnan())).all())
+
+
+def _without_guarantee(row: GradientAccuracy) -> GradientAccuracy:
+    return dataclasses.replace(row, guarantee=Guarantee.NONE)
+
+
+def _given(rows: Iterable[GradientAccuracy], judged: Mapping[str, Tensor]) -> NonFinite:
+    """Describe non-finite values that only the gradients given from elsewhere hold."""
+    reached = tuple(row.name for row in rows if row.nonfinite_entries)
+    kinds = frozenset().union(*(kinds_of(judged[name]) for name in reached))
+    value = "NaN" if "NaN" in kinds else "Inf"
+    return NonFinite(value, "given", reached=reached, seen_in="computed")
+
+
+def _notes(
+    rows: Iterable[GradientAccuracy],
+    without: tuple[str, ...],
+    differences: tuple[GradientAccuracy, ...],
+    from_elsewhere: bool,
+    on_cpu: bool,
+) -> tuple[str, ...]:
+    rows = list(rows)
+    notes: list[str] = []
+    if differences:
+        notes.append(_replay_note(differences, on_cpu))
+    if from_elsewhere:
+        notes.append("The gradients that are judged were given, not computed by the recorded step.")
+    exact = [row.name for row in rows if row.dtype in ("float64", "complex128")]
+    if exact:
+        notes.append(
+            f"Computed in float64: {_shortened(exact)}. The float64 reference is no more accurate "
+            "than that, so the comparison says nothing about the error."
+        )
+    zero = [row.name for row in rows if row.computed_norm == 0.0 == row.reference_norm]
+    if zero:
+        notes.append(f"Exactly zero, computed and reference: {_shortened(zero)}.")
+    lost = [row.name for row in rows if row.computed_norm == 0.0 != row.reference_norm]
+    if lost:
+        notes.append(f"Zero as computed, but not in the reference: {_shortened(lost)}.")
+    if without:
+        notes.append(f"No gradient, the loss does not use them: {_shortened(without)}.")
+    return tuple(notes)
+
+
+def _replay_note(differences: tuple[GradientAccuracy, ...], on_cpu: bool) -> str:
+    worst = total(differences).largest_entry_error
+    names = _shortened([row.name for row in differences])
+    text = (
+        f"THE RECORDING DOES NOT REPRODUCE THE STEP: replayed in the recorded formats, "
+        f"{len(differences)} gradients differ from the recorded ones by up to {worst:.2e} in an "
+        f"entry ({names}). "
+    )
+    if on_cpu:
+        return text + "So the reference may be one of another computation; please report it."
+    return text + "Kernels of this device may add in another order at every run."
+
+
+def _shortened(names: Iterable[str]) -> str:
+    known = list(names)
+    shown = ", ".join(known[:4])
+    return shown if len(known) <= 4 else f"{shown} and {len(known) - 4} more"
+
+
+# -- progress ------------------------------------------------------------------------------
+
+
+def _runner(program: Program, report: Progress) -> Callable[[str], OnCall | None]:
+    """Return a maker of `on_call` functions that report how far a replay has come."""
+    count = len(program.graph.nodes)
+
+    def make(what: str) -> OnCall | None:
+        if report is _silent:
+            return None
+        done = 0
+
+        def on_call(node: fx.Node, value: Any) -> None:
+            nonlocal done
+            del node, value
+            done += 1
+            report(what, done, count)
+
+        return on_call
+
+    return make
+
+
+def _silent(what: str, done: int, count: int) -> None:
+    del what, done, count

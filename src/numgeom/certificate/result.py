@@ -1,0 +1,293 @@
+"""What does a certificate say?
+
+A certificate is data: it is made by `certify`, arranged by `numgeom.report`, and written and
+read here. All norms are 2-norms over all entries of a gradient; "relative" means divided by
+the norm of the reference gradient.
+"""
+
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from numgeom.certificate import store
+from numgeom.certificate.accuracy import GradientAccuracy, combined_norm, relative
+from numgeom.certificate.guarantee import Guarantee, weakest
+from numgeom.certificate.nonfinite import NonFinite
+from numgeom.errors import FileFormatError, NumgeomError
+
+SCHEMA = "numgeom.certificate"
+VERSION = 1
+
+
+class CertificateError(NumgeomError):
+    """A certificate was asked for something that it cannot give."""
+
+
+@dataclass(frozen=True)
+class ModuleAccuracy:
+    """How far the gradients of one module's own parameters are from the reference.
+
+    Attributes:
+        module: Path of the module; "" is the model itself.
+        observed_error: Relative error of its parameters' gradients taken together.
+        error_share: Its part of the squared error of the whole gradient, from 0 to 1; NaN
+            where unknown.
+        guarantee: Weakest level among its parameters.
+    """
+
+    module: str
+    observed_error: float
+    error_share: float
+    guarantee: Guarantee
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a part of the error comes from.
+
+    Attributes:
+        op: Name of the operation.
+        module: Path of the module that ran it, "" outside of every module.
+        phase: "forward" or "backward".
+        source: "file.py:line" of the user's line.
+        error_share: Its part of the squared error of the whole gradient, from 0 to 1.
+        guarantee: What that number promises.
+    """
+
+    op: str
+    module: str
+    phase: str
+    source: str
+    error_share: float
+    guarantee: Guarantee
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How wrong the gradient of one training step is.
+
+    Attributes:
+        guarantee: The weakest level of what the certificate was made from.
+        method: How the errors were obtained; "reference" is comparison with a float64 replay.
+        total: All gradients taken as one vector.
+        parameters: Each parameter's gradient, by name, in model order.
+        computed_loss: The loss of the recorded step, or None.
+        reference_loss: The loss of the reference, or None.
+        without_gradient: Parameters that ask for a gradient and got none.
+        replay_is_identical: Whether a replay in the recorded formats gave the recorded
+            gradients bit by bit; None if that was not tried.
+        first_nonfinite: Where the first NaN or infinity that reached the loss or a gradient
+            comes from; None if all of them are finite.
+        unknown_ops: Operations without a rule, with their number of calls.
+        unresolved_kinks: Units that might be on the other side of their kink.
+        assumptions: What the numbers rest on.
+        notes: What else a reader must know.
+        seconds: Time that the certificate took.
+        provenance: What was certified and with what, e.g. target, seed, versions.
+        error_sources: What `sources` returns.
+        entrywise_bounds: What `entrywise_bound` returns, by parameter.
+    """
+
+    guarantee: Guarantee
+    method: str
+    total: GradientAccuracy
+    parameters: Mapping[str, GradientAccuracy]
+    computed_loss: float | None = None
+    reference_loss: float | None = None
+    without_gradient: tuple[str, ...] = ()
+    replay_is_identical: bool | None = None
+    first_nonfinite: NonFinite | None = None
+    unknown_ops: Counter[str] = field(default_factory=Counter)
+    unresolved_kinks: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    error_sources: tuple[Source, ...] = ()
+    entrywise_bounds: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        """Return one line; `numgeom.report` renders the whole."""
+        error = self.total.observed_error
+        return (
+            f"Certificate({self.guarantee}, {len(self.parameters)} parameters, "
+            f"total observed error {error:.2e} relative, method {self.method!r})"
+        )
+
+    def entrywise_bound(self, name: str) -> Tensor:
+        """Return a bound on |computed - exact| for every entry of one parameter's gradient.
+
+        Raises:
+            CertificateError: if there is no such parameter, or no bound.
+        """
+        if name not in self.parameters:
+            known = ", ".join(self.parameters)
+            raise CertificateError(f"This certificate has no parameter {name!r}. It has: {known}.")
+        if name not in self.entrywise_bounds:
+            raise CertificateError(
+                f"There is no entry-wise bound for {name!r}: the method {self.method!r} compares "
+                "with a reference and does not bound the reference's own error (a certificate "
+                "read from a JSON file has none either). Use `.parameters[name].observed_error` "
+                "for the measured error."
+            )
+        return self.entrywise_bounds[name]
+
+    def sources(self) -> tuple[Source, ...]:
+        """Return where the error comes from, largest share first.
+
+        Empty if the method does not attribute errors, as "reference" does not.
+        """
+        return self.error_sources
+
+    def worst_modules(self, count: int = 5) -> tuple[ModuleAccuracy, ...]:
+        """Return the modules whose own parameters have the largest relative error.
+
+        Modules whose error is unknown (NaN) come first: they need a look most of all.
+        """
+        modules: dict[str, list[GradientAccuracy]] = {}
+        for name, accuracy in self.parameters.items():
+            modules.setdefault(name.rpartition(".")[0], []).append(accuracy)
+        rows = [self._module(module, members) for module, members in modules.items()]
+        rows.sort(key=_worst_first)
+        return tuple(rows[:count])
+
+    def stamped(self, **provenance: str) -> "Certificate":
+        """Return this certificate with more provenance: what was certified, with which seed."""
+        return dataclasses.replace(self, provenance={**self.provenance, **provenance})
+
+    def to_json(self) -> str:
+        """Return everything but the entry-wise bounds as strict JSON.
+
+        The document names its schema and version. NaN and infinities, which JSON does not
+        have, are the strings "NaN", "Infinity" and "-Infinity".
+        """
+        return store.to_text(_certificate_document(self))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the certificate: as JSON if the name ends in ".json", else with its tensors.
+
+        Raises:
+            FileFormatError: if the file cannot be written.
+        """
+        store.write(path, _certificate_document(self), self.entrywise_bounds)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Certificate":
+        """Read a certificate that `save` wrote. Nothing in the file is ever executed.
+
+        Raises:
+            FileFormatError: if the file is missing, damaged, foreign, or of a later version.
+        """
+        document, tensors = store.read(path, schema=SCHEMA, version=VERSION)
+        try:
+            return _read_certificate(document, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(
+                f"{path} is damaged: a field of the certificate is missing or wrong "
+                f"({type(error).__name__}: {error}). Save the certificate again."
+            ) from error
+
+    def _module(self, module: str, members: list[GradientAccuracy]) -> ModuleAccuracy:
+        error = combined_norm(member.error_norm for member in members)
+        norm = combined_norm(member.reference_norm for member in members)
+        unknown = any(math.isnan(member.observed_error) for member in members)
+        share = relative(error, self.total.error_norm) ** 2
+        return ModuleAccuracy(
+            module=module,
+            observed_error=math.nan if unknown else relative(error, norm),
+            error_share=math.nan if unknown or math.isinf(share) else share,
+            guarantee=weakest(*(member.guarantee for member in members)),
+        )
+
+
+def _worst_first(row: ModuleAccuracy) -> tuple[bool, float]:
+    unknown = math.isnan(row.observed_error)
+    return (not unknown, 0.0 if unknown else -row.observed_error)
+
+
+# -- documents -----------------------------------------------------------------------------
+
+
+def _certificate_document(certificate: Certificate) -> store.Document:
+    number = store.encode_number
+    first = certificate.first_nonfinite
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "guarantee": certificate.guarantee.name,
+        "method": certificate.method,
+        "units": {
+            "computed_norm": "absolute, 2-norm",
+            "reference_norm": "absolute, 2-norm",
+            "error_norm": "absolute, 2-norm",
+            "observed_error": "relative to reference_norm",
+            "error_bound": "relative, 2-norm, against the exact gradient",
+            "radius": "absolute, 2-norm",
+            "largest_entry_error": "absolute",
+            "digits": "decimal",
+            "seconds": "s",
+        },
+        "total": certificate.total.to_document(),
+        "parameters": [row.to_document() for row in certificate.parameters.values()],
+        "computed_loss": number(certificate.computed_loss),
+        "reference_loss": number(certificate.reference_loss),
+        "without_gradient": list(certificate.without_gradient),
+        "replay_is_identical": certificate.replay_is_identical,
+        "first_nonfinite": None if first is None else first.to_document(),
+        "unknown_ops": dict(certificate.unknown_ops),
+        "unresolved_kinks": list(certificate.unresolved_kinks),
+        "sources": [
+            {
+                **dataclasses.asdict(source),
+                "error_share": number(source.error_share),
+                "guarantee": source.guarantee.name,
+            }
+            for source in certificate.error_sources
+        ],
+        "assumptions": list(certificate.assumptions),
+        "notes": list(certificate.notes),
+        "seconds": number(certificate.seconds),
+        "provenance": dict(certificate.provenance),
+    }
+
+
+def _read_certificate(document: Any, tensors: Mapping[str, Tensor]) -> Certificate:
+    rows = [GradientAccuracy.from_document(row) for row in document["parameters"]]
+    first = document["first_nonfinite"]
+    identical = document["replay_is_identical"]
+    return Certificate(
+        guarantee=Guarantee[document["guarantee"]],
+        method=str(document["method"]),
+        total=GradientAccuracy.from_document(document["total"]),
+        parameters={row.name: row for row in rows},
+        computed_loss=store.decode_optional(document["computed_loss"]),
+        reference_loss=store.decode_optional(document["reference_loss"]),
+        without_gradient=tuple(str(name) for name in document["without_gradient"]),
+        replay_is_identical=None if identical is None else bool(identical),
+        first_nonfinite=None if first is None else NonFinite.from_document(first),
+        unknown_ops=Counter({str(op): int(n) for op, n in document["unknown_ops"].items()}),
+        unresolved_kinks=tuple(str(kink) for kink in document["unresolved_kinks"]),
+        assumptions=tuple(str(text) for text in document["assumptions"]),
+        notes=tuple(str(text) for text in document["notes"]),
+        seconds=store.decode_number(document["seconds"]),
+        provenance={str(key): str(text) for key, text in document["provenance"].items()},
+        error_sources=tuple(_read_source(source) for source in document["sources"]),
+        entrywise_bounds=dict(tensors),
+    )
+
+
+def _read_source(document: Any) -> Source:
+    return Source(
+        op=str(document["op"]),
+        module=str(document["module"]),
+        phase=str(document["phase"]),
+        source=str(document["source"]),
+        error_share=store.decode_number(document["error_share"]),
+        guarantee=Guarantee[document["guarantee"]],
+    )

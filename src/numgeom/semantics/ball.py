@@ -1,0 +1,264 @@
+"""How far can the float64 reference be from the exact gradient, entry by entry?
+
+Midpoint-radius arithmetic (Rump 2010, sec. 9): next to every float64 value runs a radius such that
+the exact value lies within it, whatever the order of summation. The radius of a call is how far
+the radii of its inputs can move the result (`spread`) plus what the call's own rounding can add
+(`rounding`). Nothing is estimated: where nothing is known the radius is infinite.
+
+Radii grow with depth as products of norms do, so this serves shallow programs; see
+`numgeom.certificate` for deep ones.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from numgeom.arithmetic.rounding import add_up
+from numgeom.ops.entry import Evaluation, Op
+from numgeom.ops.table import OPS, OpTable
+from numgeom.recording import Program
+from numgeom.recording.replay import ProgramInterpreter
+
+
+@dataclass(frozen=True)
+class Enclosure:
+    """A value with what is known of the exact one.
+
+    Attributes:
+        value: The float64 midpoint, or the decision (integers, booleans) that was taken; for a
+            call with several outputs a tuple of them.
+        radius: |exact - value| <= radius, entry by entry; None: exact. A tuple for several outputs.
+        doubt: For a decision: True where the exact one may differ; None: nowhere.
+    """
+
+    value: Any
+    radius: Any = None
+    doubt: Any = None
+
+
+@dataclass(frozen=True)
+class BallResult:
+    """Enclosures of a program's gradients.
+
+    Attributes:
+        midpoints: Float64 gradients, by parameter.
+        radii: Entry-wise bounds |exact - midpoint|, float64, by parameter; infinite entries where
+            nothing is known.
+        unknown_ops: Ops without a rule, with the number of their calls.
+        doubtful: Calls whose decision may be another one over the reals, with the number of such
+            entries.
+    """
+
+    midpoints: dict[str, Tensor]
+    radii: dict[str, Tensor]
+    unknown_ops: Counter[str]
+    doubtful: dict[fx.Node, int] = field(default_factory=dict)
+
+
+def enclose(
+    program: Program, *, ops: OpTable = OPS, device: torch.device | str | None = None
+) -> BallResult:
+    """Enclose the exact gradients of a decomposed program.
+
+    Guarantee: PROVED, under the assumptions on float64 arithmetic and elementary functions.
+
+    Args:
+        program: A program opened by `Program.decompose`; composite ops have no rule.
+        ops: The facts to use.
+        device: Where to run.
+
+    Returns:
+        Midpoints and radii. With unknown ops on the way the radii are infinite.
+
+    Raises:
+        ReplayError: a call could not be run in float64.
+    """
+    walker = _Balls(program, ops, device)
+    walker.evaluate()
+    return BallResult(
+        walker.midpoints, walker.radii, Counter(walker.unknown), dict(walker.doubtful)
+    )
+
+
+class _Asked(Mapping[int | str, Any]):
+    """Doubts of a call's arguments; remembers whether a rule looked at them.
+
+    A rule that never asks about a doubtful decision cannot have covered it.
+    """
+
+    def __init__(self, doubts: dict[int | str, Any]) -> None:
+        self._doubts = doubts
+        self.seen: set[int | str] = set()
+
+    def __getitem__(self, key: int | str) -> Any:
+        self.seen.add(key)
+        return self._doubts[key]
+
+    def __iter__(self) -> Iterator[int | str]:
+        return iter(self._doubts)
+
+    def __len__(self) -> int:
+        return len(self._doubts)
+
+    @property
+    def ignored(self) -> bool:
+        """Whether some doubt was never asked for."""
+        return not self._doubts.keys() <= self.seen
+
+
+class _Balls(ProgramInterpreter):
+    def __init__(self, program: Program, ops: OpTable, device: Any) -> None:
+        super().__init__(program, dtype=torch.float64, device=device)
+        self._ops = ops
+        self.midpoints: dict[str, Tensor] = {}
+        self.radii: dict[str, Tensor] = {}
+        self.unknown: Counter[str] = Counter()
+        self.doubtful: dict[fx.Node, int] = {}
+
+    def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        if node.op == "get_attr":
+            return Enclosure(self.constant(node))
+        if "call" not in node.meta:  # a part of a call with several outputs
+            whole, i = values[node.args[0]], node.args[1]  # type: ignore[index]  # (node, int)
+            return Enclosure(whole.value[i], _part(whole.radius, i), _part(whole.doubt, i))
+        args = _map(node.args, values, lambda e: e.value)
+        kwargs = _map(node.kwargs, values, lambda e: e.value)
+        y = self.call(node, args, kwargs)
+        return self._enclosed(node, values, args, dict(kwargs), y)
+
+    def finish(self, found: Any) -> Any:
+        """Collect the gradients."""
+        for name, enclosure in found["gradients"].items():
+            self.midpoints[name] = enclosure.value
+            radius = enclosure.radius
+            self.radii[name] = torch.zeros_like(enclosure.value) if radius is None else radius
+        return {"gradients": self.midpoints, "loss": None, "updates": {}}
+
+    def _enclosed(
+        self, node: fx.Node, values: Mapping[fx.Node, Any], args: Any, kwargs: Any, y: Any
+    ) -> Enclosure:
+        target: Any = node.target
+        op = self._ops.lookup(target)
+        several = isinstance(y, (tuple, list))
+        if op is None:
+            self.unknown[str(target)] += 1
+            parts = [_nothing_known(v) for v in (y if several else [y])]
+            radius, doubt = [p[0] for p in parts], [p[1] for p in parts]
+            return (
+                Enclosure(y, tuple(radius), tuple(doubt))
+                if several
+                else Enclosure(y, radius[0], doubt[0])
+            )
+        radii = _collect(node, values, "radius")
+        doubts = _Asked(_collect(node, values, "doubt"))
+        call = Evaluation(op.name, tuple(args), kwargs, y, radii, doubts)
+        if not several:
+            return self._one(node, op, call, doubts)
+        return self._several(node, op, call, doubts)
+
+    def _one(self, node: fx.Node, op: Op, call: Evaluation, doubts: _Asked) -> Enclosure:
+        if not isinstance(call.y, Tensor):
+            return Enclosure(call.y)
+        if call.y.is_floating_point():
+            radius = _sum(op.spread(call), op.rounding(call))
+            if doubts.ignored:
+                radius = torch.full_like(call.y, torch.inf)
+            self._count_doubts(node, doubts)
+            return Enclosure(call.y, _checked(radius, call.y))
+        doubt = op.doubt(call)
+        if doubts.ignored:
+            doubt = torch.ones_like(call.y, dtype=torch.bool)
+        return Enclosure(call.y, None, doubt)
+
+    def _several(self, node: fx.Node, op: Op, call: Evaluation, doubts: _Asked) -> Enclosure:
+        spread, rounding = _tuple(op.spread(call), call.y), _tuple(op.rounding(call), call.y)
+        doubt = _tuple(op.doubt(call), call.y)
+        radii: list[Any] = []
+        found: list[Any] = []
+        for i, y in enumerate(call.y):
+            if not isinstance(y, Tensor):
+                radii.append(None)
+                found.append(None)
+            elif y.is_floating_point():
+                radius = _sum(spread[i], rounding[i])
+                if doubts.ignored:
+                    radius = torch.full_like(y, torch.inf)
+                radii.append(_checked(radius, y))
+                found.append(None)
+            else:
+                radii.append(None)
+                all_of_them = torch.ones_like(y, dtype=torch.bool)
+                found.append(all_of_them if doubts.ignored else doubt[i])
+        self._count_doubts(node, doubts)
+        return Enclosure(call.y, tuple(radii), tuple(found))
+
+    def _count_doubts(self, node: fx.Node, doubts: _Asked) -> None:
+        n = sum(int(d.sum()) for d in dict(doubts).values() if isinstance(d, Tensor))
+        if n:
+            self.doubtful[node] = n
+
+
+def _map(tree: Any, values: Mapping[fx.Node, Any], by: Any) -> Any:
+    """Copy arguments with nodes replaced by a part of their enclosures."""
+    if isinstance(tree, fx.Node):
+        return by(values[tree])
+    if isinstance(tree, tuple):
+        return tuple(_map(item, values, by) for item in tree)
+    if isinstance(tree, list):
+        return [_map(item, values, by) for item in tree]
+    if isinstance(tree, Mapping):
+        return {key: _map(item, values, by) for key, item in tree.items()}
+    return tree
+
+
+def _collect(node: fx.Node, values: Mapping[fx.Node, Any], what: str) -> dict[int | str, Any]:
+    """Radii or doubts of the tensor arguments, by position or name, where there are any."""
+    found: dict[int | str, Any] = {}
+    for key, argument in (*enumerate(node.args), *node.kwargs.items()):
+        if isinstance(argument, fx.Node):
+            part = getattr(values[argument], what)
+        elif isinstance(argument, (list, tuple)) and any(isinstance(a, fx.Node) for a in argument):
+            part = [getattr(values[a], what) if isinstance(a, fx.Node) else None for a in argument]
+            if all(p is None for p in part):
+                part = None
+        else:
+            part = None
+        if part is not None:
+            found[key] = part
+    return found
+
+
+def _part(parts: Any, i: Any) -> Any:
+    return None if parts is None else parts[i]
+
+
+def _tuple(parts: Any, y: Any) -> Any:
+    return (None,) * len(y) if parts is None else parts
+
+
+def _sum(spread: Tensor | None, rounding: Tensor | None) -> Tensor | None:
+    if spread is None or rounding is None:
+        return rounding if spread is None else spread
+    return add_up(spread, rounding)
+
+
+def _nothing_known(y: Any) -> tuple[Any, Any]:
+    """Radius and doubt of a result of which nothing is known."""
+    if not isinstance(y, Tensor):
+        return None, None
+    if y.is_floating_point():
+        return torch.full_like(y, torch.inf), None
+    return None, torch.ones_like(y, dtype=torch.bool)
+
+
+def _checked(radius: Tensor | None, y: Tensor) -> Tensor | None:
+    """A radius in the shape of its value, with NaN read as infinity."""
+    if radius is None:
+        return None
+    if radius.shape != y.shape:
+        radius = radius.expand(y.shape)
+    return torch.nan_to_num(radius, nan=torch.inf, posinf=torch.inf)

@@ -1,0 +1,154 @@
+"""Does a certificate keep what it is given, rank modules, and survive a file?"""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from numgeom.certificate.accuracy import GradientAccuracy, measure, total
+from numgeom.certificate.guarantee import Guarantee
+from numgeom.certificate.nonfinite import NonFinite
+from numgeom.certificate.result import Certificate, CertificateError, Source
+from numgeom.errors import FileFormatError, NumgeomError
+
+
+def certificate(rows: list[GradientAccuracy], **fields: Any) -> Certificate:
+    return Certificate(
+        guarantee=fields.pop("guarantee", Guarantee.ESTIMATED),
+        method="reference",
+        total=total(rows),
+        parameters={row.name: row for row in rows},
+        **fields,
+    )
+
+
+def gradient(name: str, size: float, error: float) -> GradientAccuracy:
+    """A gradient of norm `size` off by `error`, both absolute."""
+    reference = torch.tensor([size, 0.0], dtype=torch.float64)
+    return measure(name, (reference + torch.tensor([0.0, error])).float(), reference)
+
+
+FULL = certificate(
+    [gradient("a.weight", 4.0, 0.5), gradient("b", 1.0, math.nan)],
+    computed_loss=1.5,
+    reference_loss=math.inf,
+    without_gradient=("c.weight",),
+    replay_is_identical=False,
+    first_nonfinite=NonFinite(
+        "NaN", "operation", "aten.log.default", "a", "forward", "m.py:3", ("loss",), "both",
+        made_from=NonFinite("Inf", "input"),
+    ),
+    unknown_ops=Counter({"aten.odd.default": 3}),
+    unresolved_kinks=("a: 7",),
+    assumptions=("one", "two"),
+    notes=("größer",),
+    seconds=0.25,
+    provenance={"seed": "0"},
+    error_sources=(Source("aten.mm.default", "a", "forward", "m.py:2", 0.5, Guarantee.ESTIMATED),),
+    entrywise_bounds={"a.weight": torch.tensor([0.5, 0.25], dtype=torch.float64)},
+)  # fmt: skip
+
+
+def no_constant(text: str) -> None:
+    raise AssertionError(f"{text} is not strict JSON")
+
+
+def test_json_is_strict_and_names_its_schema() -> None:
+    document = json.loads(FULL.to_json(), parse_constant=no_constant)
+    assert (document["schema"], document["version"]) == ("numgeom.certificate", 1)
+    assert document["guarantee"] == "ESTIMATED"
+    assert document["reference_loss"] == "Infinity"
+    assert document["total"]["observed_error"] == "NaN"
+    assert [row["name"] for row in document["parameters"]] == ["a.weight", "b"]
+    assert document["parameters"][0]["observed_error"] == 0.125
+    assert document["parameters"][0]["error_bound"] is None
+    assert document["unknown_ops"] == {"aten.odd.default": 3}
+    assert document["first_nonfinite"]["made_from"]["origin"] == "input"
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.pt"])
+def test_a_certificate_survives_a_file(tmp_path: Path, name: str) -> None:
+    FULL.save(tmp_path / name)
+    loaded = Certificate.load(tmp_path / name)
+    assert loaded.to_json() == FULL.to_json()
+    assert loaded.parameters["a.weight"] == FULL.parameters["a.weight"]
+    assert loaded.unknown_ops["never met"] == 0
+    assert loaded.sources() == FULL.sources()
+    assert loaded.first_nonfinite == FULL.first_nonfinite
+    if name == "c.pt":
+        assert loaded.entrywise_bound("a.weight").tolist() == [0.5, 0.25]
+    else:
+        with pytest.raises(CertificateError, match="JSON"):
+            loaded.entrywise_bound("a.weight")
+
+
+def test_every_field_that_is_damaged_is_noticed(tmp_path: Path) -> None:
+    document = json.loads(FULL.to_json())
+    path = tmp_path / "c.json"
+    optional = {"units"}
+    for key in document.keys() - optional:
+        path.write_text(json.dumps({k: v for k, v in document.items() if k != key}))
+        with pytest.raises(FileFormatError, match=str(path)):
+            Certificate.load(path)
+    for key, wrong in {
+        "guarantee": "SURE", "total": None, "parameters": ["x"], "seconds": "fast",
+        "unknown_ops": {"a": "x"}, "first_nonfinite": {}, "sources": [{}], "notes": 3,
+    }.items():  # fmt: skip
+        path.write_text(json.dumps({**document, key: wrong}))
+        with pytest.raises(FileFormatError, match=str(path)):
+            Certificate.load(path)
+
+
+def test_an_entrywise_bound_that_is_missing_says_so() -> None:
+    plain = certificate([gradient("w", 1.0, 0.0)])
+    with pytest.raises(CertificateError, match="does not bound the reference's own error"):
+        plain.entrywise_bound("w")
+    with pytest.raises(NumgeomError, match="no parameter 'v'.*has: w"):
+        plain.entrywise_bound("v")
+
+
+def test_modules_are_ranked_by_their_own_relative_error() -> None:
+    rows = [
+        gradient("large.weight", 100.0, 0.25),
+        gradient("small.weight", 3.0, 0.0),
+        gradient("small.bias", 4.0, 0.5),
+        gradient("exact.weight", 1.0, 0.0),
+    ]
+    modules = certificate(rows).worst_modules()
+    assert [module.module for module in modules] == ["small", "large", "exact"]
+    assert modules[0].observed_error == pytest.approx(0.1)
+    assert [module.error_share for module in modules] == pytest.approx([0.8, 0.2, 0.0])
+    assert len(certificate(rows).worst_modules(1)) == 1
+
+
+def test_modules_whose_error_is_unknown_come_first() -> None:
+    rows = [gradient("a.w", 1.0, 0.5), gradient("w", 1.0, math.nan), gradient("c.w", 1.0, 0.1)]
+    modules = certificate(rows).worst_modules()
+    assert [module.module for module in modules] == ["", "a", "c"]
+    assert math.isnan(modules[0].observed_error)
+    assert modules[0].guarantee is Guarantee.NONE
+    assert all(math.isnan(module.error_share) for module in modules)
+
+
+def test_a_gradient_without_any_error_shares_nothing() -> None:
+    modules = certificate([gradient("a.w", 1.0, 0.0), gradient("b.w", 0.0, 0.0)]).worst_modules()
+    assert [module.error_share for module in modules] == [0.0, 0.0]
+
+
+def test_sources_are_empty_until_a_method_attributes_errors() -> None:
+    assert certificate([gradient("w", 1.0, 0.0)]).sources() == ()
+
+
+def test_a_stamp_adds_provenance() -> None:
+    stamped = FULL.stamped(target="x.py:f")
+    assert stamped.provenance == {"seed": "0", "target": "x.py:f"}
+    assert FULL.provenance == {"seed": "0"}
+
+
+def test_text_is_one_line() -> None:
+    assert str(FULL).count("\n") == 0
+    assert "ESTIMATED" in str(FULL)
