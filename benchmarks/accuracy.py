@@ -5,8 +5,9 @@ short rows of 7, where vectors have tails; every second element), by each instru
 processor offers (`ATEN_CPU_CAPABILITY`, a process each). The table keeps the worst of them.
 
 - float16, bfloat16: all finite arguments of the domain; pairs are sampled.
-- float32: a dense sample. Errors are first taken against torch's own float64 result, and the
-  largest are confirmed, largest first, against Arb until none is left that could be larger.
+- float32: a dense sample (all 2^32 arguments would take hours). Errors are first taken against
+  torch's own float64 result, and the largest are confirmed, largest first, against Arb until none
+  is left that could be larger.
 - float64: a dense sample against Arb, each point.
 
 Run `python -m benchmarks.accuracy` (about 15 minutes); `--only exp,tanh` measures some functions
@@ -59,7 +60,7 @@ SAMPLING = (
     "pairs) against float64 results, the largest errors confirmed by Arb. Of a sample, 30 % are "
     "random bit patterns, 20 % spread evenly where the function varies, 15 % over [-8, 8], 15 % "
     "evenly in log2|x| over [-40, 10], 20 % at distances of 2^-1 to 2^-60 from zeros, poles, "
-    "thresholds and ends of ranges; what falls outside the domain is dropped."
+    "thresholds and ends of ranges; within the domain."
 )
 
 

@@ -190,7 +190,7 @@ def _powers() -> tuple[Elementary, ...]:
 
 FUNCTIONS: tuple[Elementary, ...] = (
     Elementary("exp", torch.exp, arb.exp, active=((-746.0, 710.0),)),
-    Elementary("exp2", torch.exp2, lambda x: (x * arb(2).log()).exp(), active=((-1076.0, 1024.0),)),
+    Elementary("exp2", torch.exp2, lambda x: arb(2) ** x, active=((-1076.0, 1024.0),)),
     Elementary("expm1", torch.expm1, arb.expm1, active=((-50.0, 710.0),)),
     Elementary("log", torch.log, arb.log, domain=(POSITIVE,), active=((0.0, 4.0),), near=(1.0,)),
     Elementary(

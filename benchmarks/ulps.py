@@ -30,19 +30,20 @@ SHARES = {"patterns": 0.3, "active": 0.2, "central": 0.15, "sizes": 0.15, "near"
 def arguments(function: Elementary, fmt: Format, count: int, seed: int) -> tuple[Tensor, ...]:
     """About `count` arguments (pairs for two variables) in the domain, as tensors of the format.
 
-    Made up as `SHARES` says; what falls outside the domain is dropped, and the order is random.
+    Made up as `SHARES` says; what falls outside the domain is replaced by more of the same, and the
+    order is random.
     All arguments instead, if the format has 16 bits and the function one variable.
     """
     assert fmt.dtype is not None
     if is_exhaustive(function, fmt):
         every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(fmt.dtype)
         return (every[inside(every.to(torch.float64), function.domain[0])],)
-    generator = torch.Generator().manual_seed(seed)
-    columns = [
-        column(function, fmt, i, count=count, generator=generator)
-        for i in range(len(function.domain))
-    ]
+    columns = columns_of(function, fmt, count, seed)
     shortest = min(len(values) for values in columns)
+    if shortest < 0.9 * count:  # much of it was outside the domain
+        columns = columns_of(function, fmt, 1 + int(1.02 * count * count / shortest), seed)
+        shortest = min(count, *(len(values) for values in columns))
+    generator = torch.Generator().manual_seed(seed + 1)
     shuffled = [
         values[torch.randperm(len(values), generator=generator)[:shortest]] for values in columns
     ]
@@ -50,13 +51,20 @@ def arguments(function: Elementary, fmt: Format, count: int, seed: int) -> tuple
         # A quarter of the pairs have the same size, or nearly the same.
         quarter = shortest // 4
         a, b = shuffled
-        near = (
-            a[:quarter].double()
-            * (1 + 2.0 ** torch.randint(-53, 2, (quarter,), generator=generator).double())
-        ).to(fmt.dtype)
+        ratios = 1 + 2.0 ** torch.randint(-53, 2, (quarter,), generator=generator).double()
+        near = (a[:quarter].double() * ratios).to(fmt.dtype)
         fits = inside(near.double(), function.domain[1])
         b[:quarter] = torch.where(fits, near, b[:quarter])
     return tuple(shuffled)
+
+
+def columns_of(function: Elementary, fmt: Format, count: int, seed: int) -> list[Tensor]:
+    """Values of each argument, independent of each other, in the order they were made."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        column(function, fmt, i, count=count, generator=generator)
+        for i in range(len(function.domain))
+    ]
 
 
 def is_exhaustive(function: Elementary, fmt: Format) -> bool:
@@ -216,7 +224,7 @@ def worst_error(
     computed = compute_in_layout(function, columns, layout)
     ulps, spacing = errors_in_ulps(computed, exact, fmt)
     with np.errstate(all="ignore"):
-        in_range = np.abs(np.ldexp(exact.high, exact.exponent)) <= fmt.largest
+        in_range = np.abs(np.ldexp(exact.high, exact.exponent)) < fmt.largest
         floor = function.floor_in(fmt).bound_up(fmt, *columns)
         floor = floor.numpy() if isinstance(floor, Tensor) else np.full(len(computed), floor)
         # Half the floor, so that it has the margin that the ulps have.

@@ -79,9 +79,9 @@ def numbers(output: str) -> dict[str, Any]:
 def test_an_example_is_certified() -> None:
     result = run("certify", "example:digits-mlp")
     assert result.exit_code == 0, result.stderr
-    error = float(re.search(r"Gradient error of example:digits-mlp: (\S+)", result.stdout)[1])
-    assert 1e-8 < error < 1e-6
-    assert "ESTIMATED" in result.stdout
+    found = re.search(r"Gradient error of example:digits-mlp: at most (\S+)", result.stdout)
+    assert 1e-8 < float(found[1]) < 1e-6
+    assert "guarantee PROVED" in result.stdout
     assert "data scikit-learn" in " ".join(result.stdout.split())
     assert result.stderr == ""
     assert max(map(len, result.stdout.splitlines())) <= 120
@@ -98,17 +98,19 @@ def test_json_is_all_that_is_printed(steps: Path) -> None:
 
 
 def test_quiet_prints_one_line(steps: Path) -> None:
-    result = run("certify", "steps.py:step", "--quiet")
-    assert result.exit_code == 0
-    assert result.stdout.count("\n") == 1
-    assert result.stdout.endswith("ESTIMATED\n")
+    for method, level in (("reference", "ESTIMATED"), ("ball", "PROVED")):
+        result = run("certify", "steps.py:step", "--quiet", "--method", method)
+        assert result.exit_code == 0
+        assert result.stdout.count("\n") == 1
+        assert result.stdout.endswith(f"{level}\n")
 
 
 @pytest.mark.parametrize("target", ["steps.py:step", "steps.py:dropout"])
 def test_equal_seeds_give_equal_results_and_others_differ(steps: Path, target: str) -> None:
     def result(seed: str) -> dict[str, Any]:
         torch.rand(1)  # what was drawn before does not matter
-        return numbers(run("certify", target, "--json", "--seed", seed).stdout)
+        made = run("certify", target, "--json", "--seed", seed, "--method", "reference")
+        return numbers(made.stdout)
 
     assert result("5") == result("5")
     assert result("5")["parameters"] != result("6")["parameters"]
@@ -126,10 +128,14 @@ def test_the_format_decides_the_error(steps: Path, dtype: str, least: float, mos
 
 
 def test_float64_is_not_called_exact(steps: Path) -> None:
-    result = run("certify", "steps.py:step", "--dtype", "float64")
+    arguments = ("certify", "steps.py:step", "--dtype", "float64")
+    result = run(*arguments, "--method", "reference")
     assert result.exit_code == 0
     assert "guarantee NONE" in result.stdout
     assert "ESTIMATED" not in result.stdout
+    bounded = json.loads(run(*arguments, "--json").stdout)
+    assert bounded["guarantee"] in ("PROVED", "CERTIFIED")
+    assert 0 < bounded["total"]["error_bound"] < 1e-12
 
 
 def test_training_comes_first_if_asked_for() -> None:

@@ -53,6 +53,9 @@ class Device(enum.StrEnum):
 class Method(enum.StrEnum):
     """Ways to obtain an error."""
 
+    AUTO = "auto"
+    BALL = "ball"
+    KANTOROVICH = "kantorovich"
     REFERENCE = "reference"
 
 
@@ -112,8 +115,12 @@ def _certify(
     epochs: Annotated[int, typer.Option(help="Train that long first; built-in examples only.")] = 0,
     device: Annotated[Device, typer.Option(help="Where the step runs.")] = Device.CPU,
     method: Annotated[
-        Method, typer.Option(help="How the error is obtained: by a float64 replay.")
-    ] = Method.REFERENCE,
+        Method,
+        typer.Option(
+            help="How the reference's own error is bounded: ball arithmetic (PROVED, shallow "
+            "models), Newton-Kantorovich (CERTIFIED, any depth), or not at all (reference, fast)."
+        ),
+    ] = Method.AUTO,
     save: Annotated[
         Path | None,
         typer.Option(help="Also write the result here, as JSON if the name ends in .json."),
@@ -127,10 +134,15 @@ def _certify(
 
     Exit code 1 if the loss or a gradient is NaN or infinite: the result says where from.
     """
-    del method  # one so far
     with _clean_errors(debug):
         certificate = _make_certificate(
-            target, dtype=dtype, seed=seed, epochs=epochs, device=device, quiet=quiet
+            target,
+            method=method,
+            dtype=dtype,
+            seed=seed,
+            epochs=epochs,
+            device=device,
+            quiet=quiet,
         )
         _show(certificate, as_json=as_json, quiet=quiet, rows=rows)
         if save is not None:
@@ -168,7 +180,14 @@ def main() -> None:
 
 
 def _make_certificate(
-    target: str, *, dtype: Dtype | None, seed: int, epochs: int, device: Device, quiet: bool
+    target: str,
+    *,
+    method: Method,
+    dtype: Dtype | None,
+    seed: int,
+    epochs: int,
+    device: Device,
+    quiet: bool,
 ) -> "Certificate":
     import numpy as np
     import torch
@@ -198,7 +217,9 @@ def _make_certificate(
         model, batch = step.model, step.batch
         if device is not Device.CPU:
             model, batch = model.to(device.value), _moved(batch, torch.device(device.value))
-        certificate = certify(model, step.loss_fn, batch, progress=advance)
+        certificate = certify(
+            model, step.loss_fn, batch, method=method.value, progress=advance, probe_seed=seed
+        )
     return certificate.stamped(**_provenance(step, seed=seed, epochs=epochs, device=device))
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from numgeom.certificate.accuracy import GradientAccuracy, measure, total
+from numgeom.certificate.bounds import ASSUMPTIONS as BOUND_ASSUMPTIONS
+from numgeom.certificate.bounds import METHODS, Radii, find_radii, with_bound, with_total_bound
 from numgeom.certificate.guarantee import Guarantee, weakest
 from numgeom.certificate.nonfinite import NonFinite, first_nonfinite, kinds_of
 from numgeom.certificate.result import Certificate, CertificateError
@@ -42,32 +44,43 @@ def certify(
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     batch: Any = _MISSING,
     *,
+    method: str = "auto",
     computed: Mapping[str, Tensor | None] | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     check_replay: bool = True,
+    failure_probability: float = 1e-9,
+    probe_seed: int = 0,
 ) -> Certificate:
-    """Compare the gradient of one training step with a float64 replay of the same step.
+    """Bound the error of the gradient of one training step.
 
     Three forms: `certify(model, loss_fn, batch)` runs `loss_fn(model, batch)` and its backward
     pass; `certify(step)` calls a function that runs forward and backward on parameters that it
     owns; `certify(program)` takes a step that was recorded before. The model, its gradients, its
     buffers and the random state are left as they were.
 
-    The reference's own error is not bounded, so the guarantee is ESTIMATED, and NONE where the
-    comparison says nothing: for gradients that are not finite or that were computed in float64,
-    and for all of them if the recording does not reproduce the step.
+    The gradient is compared with a float64 replay of the same step, the reference, and the
+    reference's own error is bounded: |computed - exact| <= |computed - reference| + radius. The
+    radius is PROVED by ball arithmetic or CERTIFIED by the Newton-Kantorovich theorem. Where there
+    is no bound the guarantee is ESTIMATED, and NONE where the comparison says nothing: for
+    gradients that are not finite, for those computed in float64, where an op has no rule, and for
+    all of them if the recording does not reproduce the step.
 
     Args:
         subject: Model, step, or program.
         loss_fn: Takes model and batch, returns the loss; with a model only.
         batch: Handed to `loss_fn`; with a model only.
+        method: "auto" (ball arithmetic where it is sharp, else Newton-Kantorovich), "ball",
+            "kantorovich", or "reference" (no bound: compare with the float64 replay only, which
+            costs two to four steps; bounds cost up to a few hundred).
         computed: Gradients to judge in place of the recorded ones, by parameter name: from
             another kernel, machine, or framework. None for a parameter without a gradient.
         device: Where the reference runs; None for where the step ran.
         progress: Told what is being done.
         check_replay: Also replay in the recorded formats and compare with the recorded
             gradients bit by bit, which shows that the recording is the computation.
+        failure_probability: That a CERTIFIED bound fails, over random probes of our own.
+        probe_seed: Of those probes.
 
     Returns:
         The certificate.
@@ -81,9 +94,11 @@ def certify(
         >>> model = nn.Linear(3, 1)
         >>> certificate = certify(model, lambda model, x: model(x).sum(), torch.ones(2, 3))
         >>> certificate.guarantee
-        <Guarantee.ESTIMATED: 1>
+        <Guarantee.PROVED: 3>
     """
     start = time.perf_counter()
+    if method not in METHODS:
+        raise CertificateError(f"Unknown method {method!r}; known: {', '.join(METHODS)}.")
     report = progress or _silent
     report("recording", 0, 0)
     program, asking = _program(subject, loss_fn, batch)
@@ -112,10 +127,30 @@ def certify(
         levels.append(Guarantee.NONE)
         rows = [_without_guarantee(row) for row in rows]
         overall = _without_guarantee(overall)
+    radii, entrywise = Radii(), {}
+    if method != "reference" and nonfinite is None and not (differences and on_cpu):
+        radii = find_radii(
+            program,
+            method,
+            overall.error_norm,
+            failure_probability=failure_probability,
+            seed=probe_seed,
+            progress=lambda text: report(text, 0, 0),
+        )
+        if radii.method:
+            bounded = [with_bound(row, judged[row.name], radii) for row in rows]
+            overall = with_total_bound(overall, rows, judged, radii)
+            rows = [row for row, _ in bounded]
+            entrywise = {row.name: entries for row, entries in bounded}
+            levels = [overall.guarantee]
+        elif radii.guarantee is Guarantee.NONE:
+            levels.append(Guarantee.NONE)
+            rows = [_without_guarantee(row) for row in rows]
+            overall = _without_guarantee(overall)
     without = tuple(name for name in asking if name not in recorded.gradients)
     return Certificate(
         guarantee=weakest(*levels),
-        method="reference",
+        method=radii.method or "reference",
         total=overall,
         parameters={row.name: row for row in rows},
         computed_loss=None if recorded.loss is None else float(recorded.loss),
@@ -123,14 +158,24 @@ def certify(
         without_gradient=without,
         replay_is_identical=identical,
         first_nonfinite=nonfinite,
-        assumptions=ASSUMPTIONS,
-        notes=_notes(rows, without, differences, computed is not None, on_cpu),
+        unknown_ops=radii.unknown_ops,
+        unresolved_kinks=tuple(
+            f"{kink.op} in {kink.module or 'the model'} ({kink.source}): {kink.count} units"
+            for kink in radii.kinks
+        ),
+        assumptions=BOUND_ASSUMPTIONS if radii.method else ASSUMPTIONS,
+        notes=(
+            *radii.notes,
+            *_notes(rows, without, differences, computed is not None, on_cpu),
+        ),
         seconds=time.perf_counter() - start,
         provenance={
             "device": ", ".join(devices),
             "torch": torch.__version__,
             "numgeom": __version__,
+            **radii.constants,
         },
+        entrywise_bounds=entrywise,
     )
 
 
@@ -251,7 +296,11 @@ def _notes(
         notes.append(_replay_note(differences, on_cpu))
     if from_elsewhere:
         notes.append("The gradients that are judged were given, not computed by the recorded step.")
-    exact = [row.name for row in rows if row.dtype in ("float64", "complex128")]
+    exact = [
+        row.name
+        for row in rows
+        if row.dtype in ("float64", "complex128") and row.error_bound is None
+    ]
     if exact:
         notes.append(
             f"Computed in float64: {_shortened(exact)}. The float64 reference is no more accurate "

@@ -44,6 +44,8 @@ class Evaluation:
             for a list of tensors a list. Missing or None: exact.
         doubts: For arguments that are decisions, a boolean mask, by position: True where the exact
             decision may be another one. Missing or None: all are certain.
+        labels: For tensor arguments, integers, by position: two entries of one argument with equal
+            labels have equal exact values. Missing: nothing is known of ties.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Evaluation:
     y: Any
     radii: Mapping[int | str, Any] = field(default_factory=dict)
     doubts: Mapping[int | str, Any] = field(default_factory=dict)
+    labels: Mapping[int | str, Any] = field(default_factory=dict)
 
     def arg(self, position: int, name: str = "", default: Any = None) -> Any:
         """An argument, given by position or by name."""

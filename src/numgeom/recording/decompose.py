@@ -19,6 +19,7 @@ from numgeom.recording.build import build_program
 from numgeom.recording.calls import CallInfo, TensorMeta
 from numgeom.recording.program import Program, Replay
 from numgeom.recording.recorder import Recorder
+from numgeom.recording.references import REFERENCES
 from numgeom.recording.replay import ProgramInterpreter
 from numgeom.recording.values import Constant, Value
 
@@ -26,9 +27,7 @@ aten = torch.ops.aten
 
 # Opened beyond core ATen: composite in arithmetic, so that each rounding is a call of its own.
 _ALSO_OPENED = (
-    aten._log_softmax,
     aten._log_softmax_backward_data,
-    aten._softmax,
     aten._softmax_backward_data,
     aten.addmm,
     aten.elu,
@@ -73,7 +72,13 @@ def decompositions() -> Mapping[OpOverload, Callable[..., Any]]:
         for op, meaning in table.items()
         if isinstance(op, OpOverload) and op._schema.name.partition("::")[2] not in _KEPT
     }
-    return {**kept, **_OWN}
+    # A fused op is opened by its reference; torch's own definitions of some of them are wrong.
+    return {op: meaning for op, meaning in {**kept, **_OWN}.items() if op not in _fused()}
+
+
+def _fused() -> set[OpOverload]:
+    """Ops that only occur as the user's calls, which the references open before they get here."""
+    return {op for op in REFERENCES if op._overloadname == "dtype"}
 
 
 def _embedding(weight: Tensor, indices: Tensor, *options: object) -> Tensor:
@@ -82,8 +87,34 @@ def _embedding(weight: Tensor, indices: Tensor, *options: object) -> Tensor:
     return aten.index.Tensor(weight, [indices])
 
 
-# Ops that torch would leave closed, or whose derivative in torch is not that of their values.
+def _shift(x: Tensor, dim: int) -> Tensor:
+    """The largest entry of each row, as a constant: softmax is the same for every shift.
+
+    Over the reals exp(x - m) / sum exp(x - m) does not depend on m, so m may be the computed
+    maximum, exactly; two equal entries are then no tie that could be broken in two ways.
+    """
+    with _disable_current_modes():
+        return x.amax(dim, keepdim=True) if x.dim() else x.clone()
+
+
+def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    del half_to_float
+    powers = aten.exp.default(aten.sub.Tensor(x, _shift(x, dim)))
+    return aten.div.Tensor(powers, aten.sum.dim_IntList(powers, [dim], True))
+
+
+def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    del half_to_float
+    shifted = aten.sub.Tensor(x, _shift(x, dim))
+    total = aten.sum.dim_IntList(aten.exp.default(shifted), [dim], True)
+    return aten.sub.Tensor(shifted, aten.log.default(total))
+
+
+# Ops that torch would leave closed, whose derivative in torch is not that of their values, or that
+# torch opens in a way that invents a kink.
 _OWN: Mapping[OpOverload, Callable[..., Any]] = {
+    aten._log_softmax.default: _log_softmax,
+    aten._softmax.default: _softmax,
     aten.embedding.default: _embedding,
 }
 
@@ -152,6 +183,8 @@ def _contiguous(meta: TensorMeta) -> TensorMeta:
 
 class _Reader(ProgramInterpreter):
     """Replays a program in float64 under a mode that opens ops and records what is left."""
+
+    opens = True
 
     def __init__(self, program: Program, recorder: Recorder, device: Any) -> None:
         super().__init__(program, dtype=torch.float64, device=device)

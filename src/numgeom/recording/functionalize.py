@@ -21,6 +21,7 @@ import torch
 from torch._ops import OpOverload
 
 from numgeom.errors import UnsupportedOpError
+from numgeom.recording.references.entry import widened
 from numgeom.recording.values import Value, meta_of
 from numgeom.recording.variants import written_arguments
 
@@ -219,7 +220,7 @@ def _rms_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     weight, eps = (*args[2:], None, None)[:2]
     eps = kwargs.get("eps", eps)
     if eps is None:
-        eps = torch.finfo(x.dtype).eps
+        eps = torch.finfo(widened(x.dtype)).eps
     return (x, shape, weight, eps), {}
 
 

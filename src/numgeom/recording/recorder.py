@@ -168,10 +168,11 @@ class Recorder:
                     self.leaves[id(tensor)] = tensor
                     self.first_grads[id(tensor)] = tensor.grad
             elif not self.storages.is_known(tensor):
+                maker = tensor.grad_fn.name() if tensor.grad_fn else "an operation"
                 raise UnsupportedOpError(
-                    f"an input of shape {tuple(tensor.shape)} was computed by "
-                    f"{tensor.grad_fn.name() if tensor.grad_fn else 'an operation'} outside of the recording (before it began, or on "
-                    "another thread); run the whole forward pass inside the recording"
+                    f"an input of shape {tuple(tensor.shape)} was computed by {maker} outside of "
+                    "the recording (before it began, or on another thread); run the whole forward "
+                    "pass inside the recording"
                 )
         return self.storages.read(tensor)
 

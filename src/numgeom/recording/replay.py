@@ -14,7 +14,7 @@ from numgeom.errors import ReplayError
 from numgeom.recording.calls import CallInfo
 from numgeom.recording.environment import plain_evaluation, switches
 from numgeom.recording.program import OnCall, Program, Replay
-from numgeom.recording.references import REFERENCES
+from numgeom.recording.references import REFERENCES, Reference
 
 aten = torch.ops.aten
 
@@ -34,7 +34,8 @@ def run(
 class ProgramInterpreter:
     """Runs a program node by node. Other ways to evaluate a program derive from it.
 
-    Values are freed after their last use.
+    Values are freed after their last use. With `opens` every fused op is evaluated by its
+    reference, also where the op itself runs in float64.
 
     Args:
         program: What to run.
@@ -42,6 +43,8 @@ class ProgramInterpreter:
         device: Where to run, None for where each call ran.
         on_call: Called with every node and its value.
     """
+
+    opens = False
 
     def __init__(
         self,
@@ -123,7 +126,7 @@ class ProgramInterpreter:
                 return _restride(self.apply(target, args, kwargs), node)
             args, kwargs = self._translate(node, args, kwargs)
             reference = REFERENCES.get(target)
-            if reference is not None:
+            if reference is not None and (self.opens or not _runs_itself(reference, args)):
                 return reference.compute(*args, **kwargs)
             return self.apply(target, args, kwargs)
         except ReplayError:
@@ -179,6 +182,15 @@ def _names_dtype(node: fx.Node) -> bool:
 
 def _names_device(node: fx.Node) -> bool:
     return tree_any(lambda x: isinstance(x, torch.device), (node.args, node.kwargs))
+
+
+def _runs_itself(reference: Reference, args: Any) -> bool:
+    """Whether a fused op may run in place of its reference: in float64 on the CPU, where it can."""
+    return reference.float64_on_cpu and all(
+        a.is_cpu and (a.dtype is torch.float64 or not a.is_floating_point())
+        for a in args
+        if isinstance(a, torch.Tensor)
+    )
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

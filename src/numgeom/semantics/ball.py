@@ -11,7 +11,7 @@ Radii grow with depth as products of norms do, so this serves shallow programs; 
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from numgeom.ops.entry import Evaluation, Op
 from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program
 from numgeom.recording.replay import ProgramInterpreter
+from numgeom.semantics.twins import TIE_OPS, Twins
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class Enclosure:
             call with several outputs a tuple of them.
         radius: |exact - value| <= radius, entry by entry; None: exact. A tuple for several outputs.
         doubt: For a decision: True where the exact one may differ; None: nowhere.
+        labels: Of entries: equal ones have equal exact values; None: not asked for.
     """
 
     value: Any
     radius: Any = None
     doubt: Any = None
+    labels: Any = None
 
 
 @dataclass(frozen=True)
@@ -51,25 +54,36 @@ class BallResult:
         unknown_ops: Ops without a rule, with the number of their calls.
         doubtful: Calls whose decision may be another one over the reals, with the number of such
             entries.
+        twins: Whether labels of equal entries were used. The bounds then fail with a probability
+            of at most `COLLISION_PROBABILITY`, over our own draws.
     """
 
     midpoints: dict[str, Tensor]
     radii: dict[str, Tensor]
     unknown_ops: Counter[str]
     doubtful: dict[fx.Node, int] = field(default_factory=dict)
+    twins: bool = False
 
 
 def enclose(
-    program: Program, *, ops: OpTable = OPS, device: torch.device | str | None = None
+    program: Program,
+    *,
+    ops: OpTable = OPS,
+    device: torch.device | str | None = None,
+    twins: bool = False,
+    seed: int = 0,
 ) -> BallResult:
     """Enclose the exact gradients of a decomposed program.
 
-    Guarantee: PROVED, under the assumptions on float64 arithmetic and elementary functions.
+    Guarantee: PROVED, under the assumptions on float64 arithmetic and elementary functions;
+    CERTIFIED where labels were used.
 
     Args:
         program: A program opened by `Program.decompose`; composite ops have no rule.
         ops: The facts to use.
         device: Where to run.
+        twins: Where maxima are in doubt, look for exact ties (`numgeom.semantics.twins`).
+        seed: Of the labels that this takes.
 
     Returns:
         Midpoints and radii. With unknown ops on the way the radii are infinite.
@@ -77,10 +91,17 @@ def enclose(
     Raises:
         ReplayError: a call could not be run in float64.
     """
-    walker = _Balls(program, ops, device)
+    walker = BallWalk(program, ops, device)
     walker.evaluate()
+    used = False
+    if twins and walker.undecided:
+        informed = BallWalk(program, ops, device)
+        informed.twins = Twins(walker.undecided, seed=seed)
+        informed.evaluate()
+        used = informed.undecided != walker.undecided
+        walker = informed if used else walker
     return BallResult(
-        walker.midpoints, walker.radii, Counter(walker.unknown), dict(walker.doubtful)
+        walker.midpoints, walker.radii, Counter(walker.unknown), dict(walker.doubtful), used
     )
 
 
@@ -110,7 +131,14 @@ class _Asked(Mapping[int | str, Any]):
         return not self._doubts.keys() <= self.seen
 
 
-class _Balls(ProgramInterpreter):
+class BallWalk(ProgramInterpreter):
+    """Evaluates a program on enclosures; see `enclose`.
+
+    Attributes:
+        twins: Set it to label entries on the way.
+        undecided: Calls in doubt that labels might decide, with the number of such entries.
+    """
+
     def __init__(self, program: Program, ops: OpTable, device: Any) -> None:
         super().__init__(program, dtype=torch.float64, device=device)
         self._ops = ops
@@ -118,13 +146,25 @@ class _Balls(ProgramInterpreter):
         self.radii: dict[str, Tensor] = {}
         self.unknown: Counter[str] = Counter()
         self.doubtful: dict[fx.Node, int] = {}
+        self.twins: Twins | None = None
+        self.undecided: dict[fx.Node, int] = {}
 
     def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        """Enclose the value of one node, given the enclosures of its inputs."""
+        if node.op == "call_function" and "call" not in node.meta:
+            # a part of a call with several outputs
+            whole, i = values[node.args[0]], node.args[1]  # type: ignore[index]  # (node, int)
+            parts = (_part(p, i) for p in (whole.radius, whole.doubt, whole.labels))
+            return Enclosure(whole.value[i], *parts)
+        found = self._found(node, values)
+        if self.twins is None or node not in self.twins:
+            return found
+        args, kwargs = (_map(a, values, lambda e: e) for a in (node.args, node.kwargs))
+        return replace(found, labels=self.twins.label(node, args, kwargs, found))
+
+    def _found(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Enclosure:
         if node.op == "get_attr":
             return Enclosure(self.constant(node))
-        if "call" not in node.meta:  # a part of a call with several outputs
-            whole, i = values[node.args[0]], node.args[1]  # type: ignore[index]  # (node, int)
-            return Enclosure(whole.value[i], _part(whole.radius, i), _part(whole.doubt, i))
         args = _map(node.args, values, lambda e: e.value)
         kwargs = _map(node.kwargs, values, lambda e: e.value)
         y = self.call(node, args, kwargs)
@@ -155,46 +195,55 @@ class _Balls(ProgramInterpreter):
             )
         radii = _collect(node, values, "radius")
         doubts = _Asked(_collect(node, values, "doubt"))
-        call = Evaluation(op.name, tuple(args), kwargs, y, radii, doubts)
+        labels = {} if self.twins is None else _collect(node, values, "labels")
+        call = Evaluation(op.name, tuple(args), kwargs, y, radii, doubts, labels)
         if not several:
             return self._one(node, op, call, doubts)
         return self._several(node, op, call, doubts)
+
+    def settle(self, node: fx.Node, op: Op, call: Evaluation, part: int | None) -> Tensor | None:
+        """The radius to carry for a call's output (or for one part of several outputs).
+
+        Evaluations that carry something else than the ball's radius override this.
+        """
+        del node
+        spread, rounding = op.spread(call), op.rounding(call)
+        if isinstance(call.doubts, _Asked) and call.doubts.ignored:
+            return torch.full_like(call.y if part is None else call.y[part], torch.inf)
+        if part is not None:
+            spread, rounding = _part(spread, part), _part(rounding, part)
+        return _sum(spread, rounding)
 
     def _one(self, node: fx.Node, op: Op, call: Evaluation, doubts: _Asked) -> Enclosure:
         if not isinstance(call.y, Tensor):
             return Enclosure(call.y)
         if call.y.is_floating_point():
-            radius = _sum(op.spread(call), op.rounding(call))
-            if doubts.ignored:
-                radius = torch.full_like(call.y, torch.inf)
+            radius = self.settle(node, op, call, None)
             self._count_doubts(node, doubts)
             return Enclosure(call.y, _checked(radius, call.y))
-        doubt = op.doubt(call)
-        if doubts.ignored:
-            doubt = torch.ones_like(call.y, dtype=torch.bool)
-        return Enclosure(call.y, None, doubt)
+        decision = _decided(op.doubt(call), call.y, doubts)
+        self._note_ties(node, op, decision)
+        return Enclosure(call.y, None, decision)
 
     def _several(self, node: fx.Node, op: Op, call: Evaluation, doubts: _Asked) -> Enclosure:
-        spread, rounding = _tuple(op.spread(call), call.y), _tuple(op.rounding(call), call.y)
-        doubt = _tuple(op.doubt(call), call.y)
         radii: list[Any] = []
         found: list[Any] = []
+        doubt = op.doubt(call)
         for i, y in enumerate(call.y):
-            if not isinstance(y, Tensor):
-                radii.append(None)
-                found.append(None)
-            elif y.is_floating_point():
-                radius = _sum(spread[i], rounding[i])
-                if doubts.ignored:
-                    radius = torch.full_like(y, torch.inf)
-                radii.append(_checked(radius, y))
-                found.append(None)
-            else:
-                radii.append(None)
-                all_of_them = torch.ones_like(y, dtype=torch.bool)
-                found.append(all_of_them if doubts.ignored else doubt[i])
+            radius = decision = None
+            if isinstance(y, Tensor) and y.is_floating_point():
+                radius = _checked(self.settle(node, op, call, i), y)
+            elif isinstance(y, Tensor):
+                decision = _decided(_part(doubt, i), y, doubts)
+                self._note_ties(node, op, decision)
+            radii.append(radius)
+            found.append(decision)
         self._count_doubts(node, doubts)
         return Enclosure(call.y, tuple(radii), tuple(found))
+
+    def _note_ties(self, node: fx.Node, op: Op, decision: Tensor | None) -> None:
+        if decision is not None and op.name in TIE_OPS:
+            self.undecided[node] = int(decision.sum())
 
     def _count_doubts(self, node: fx.Node, doubts: _Asked) -> None:
         n = sum(int(d.sum()) for d in dict(doubts).values() if isinstance(d, Tensor))
@@ -236,8 +285,11 @@ def _part(parts: Any, i: Any) -> Any:
     return None if parts is None else parts[i]
 
 
-def _tuple(parts: Any, y: Any) -> Any:
-    return (None,) * len(y) if parts is None else parts
+def _decided(doubt: Tensor | None, y: Tensor, doubts: _Asked) -> Tensor | None:
+    """The doubt about a decision; everything, if a doubtful input was not looked at."""
+    if doubts.ignored:
+        return torch.ones_like(y, dtype=torch.bool)
+    return doubt if doubt is not None and bool(doubt.any()) else None
 
 
 def _sum(spread: Tensor | None, rounding: Tensor | None) -> Tensor | None:

@@ -5,6 +5,7 @@ one reverse pass that collects a cotangent at every node (Griewank & Walther 200
 are transposes of each other: <A w, v> = <w, A^T v>.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,6 +68,7 @@ class Linearization:
         """
         source = inject if callable(inject) else inject.get
         forward = _Forward(self._program, self._device, source, visit)
+        _load_forward_formulas()
         with torch.no_grad(), forward_ad.dual_level():
             forward.evaluate()
 
@@ -96,6 +98,13 @@ class Linearization:
             allow_unused=True,
         )
         return {n: a for n, a in zip(nodes, found, strict=True) if a is not None}
+
+
+def _load_forward_formulas() -> None:
+    """Let torch load its forward-mode formulas, which it compiles in a way that it deprecates."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 def _output(program: Program) -> Any:

@@ -70,7 +70,7 @@ def test_products_into_a_wider_format(dtype: torch.dtype) -> None:
             torch.mm(*wide).expand(2, 5, 6),
             bound=1e-6,
         )
-        for beta, alpha in ((1, 1), (0.5, -2), (0, 3)):
+        for beta, alpha in ((1, 1), (2, 2), (0.5, -2), (0, 3)):
             options = {"beta": beta, "alpha": alpha}
             bias = row * torch.nan if beta == 0 else row  # with beta = 0 the addend is not read
             want = torch.addmm(row.to(out), *wide, **options)

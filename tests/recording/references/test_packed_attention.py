@@ -58,6 +58,7 @@ WINDOWS = [  # is_causal, window_size_left, window_size_right, and what they mea
     (False, 1, 2, 1, 2),
     (True, 2, None, 2, 0),
     (False, 0, -1, 0, FAR),
+    (False, 1, None, 1, FAR),
 ]
 
 
@@ -174,6 +175,15 @@ def test_efficient_on_packed_sequences(mask_type: int) -> None:
     ).unsqueeze(0)
     assert_close(y[0], wanted, bound=1e-13)
     assert_close(found, (*gradients([wanted], leaves, [dy]), None), bound=1e-10)
+
+
+def test_a_row_that_the_bias_closes_gives_zero() -> None:
+    q, k, v, _ = (x.unsqueeze(0) for x in inputs(3, 4))
+    bias = torch.zeros(1, HEADS, 3, 4, dtype=torch.float64)
+    bias[:, :, 1] = -torch.inf
+    y = compute(EFFICIENT, q, k, v, bias, None, None, None, None, 0.0, 0)[0]
+    assert not y[:, 1].any()
+    assert y[:, ::2].all()
 
 
 def test_what_has_no_reference_is_refused() -> None:

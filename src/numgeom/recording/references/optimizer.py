@@ -113,7 +113,7 @@ def _sgd(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> tuple[list[Tensor], ...]:
-    old = (self, grads, momentum_buffer_list if momentum != 0 else [])
+    old = (self, grads, momentum_buffer_list)  # without momentum, the list of buffers is empty
     new: tuple[list[Tensor], ...] = ([], [], [])
     for i in range(len(self)):
         p, grad, *buffer = (widen(tensors[i]) for tensors in old if tensors)

@@ -1,0 +1,216 @@
+"""Which method bounds the reference's own error, and what does it give?
+
+|computed - exact| <= |computed - reference| + |reference - exact|. The first term is measured entry
+by entry; the second is the radius, by ball arithmetic where that is sharp enough (PROVED), else by
+the Newton-Kantorovich theorem (CERTIFIED). Where exact ties were told by random labels, ball
+arithmetic is CERTIFIED, too.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from numgeom.arithmetic.lower_bounds import mul_down, sub_down
+from numgeom.arithmetic.rounding import add_up, difference_up, div_up, norm_up
+from numgeom.certificate.accuracy import GradientAccuracy
+from numgeom.certificate.guarantee import Guarantee
+from numgeom.certificate.kantorovich import Kink, kantorovich
+from numgeom.ops.table import OPS, OpTable
+from numgeom.recording import Program
+from numgeom.semantics.ball import enclose
+from numgeom.semantics.twins import COLLISION_PROBABILITY
+
+METHODS = ("auto", "ball", "kantorovich", "reference")
+
+USEFUL = 0.1  # a larger ball radius, relative to the gradient, would say nothing worth saying
+SHARP = 0.1  # a ball radius up to this part of the observed error is sharp enough
+
+ASSUMPTIONS = (
+    "Arithmetic in float64 on the CPU is IEEE 754, rounded to nearest, without flush-to-zero.",
+    "Sums and products of the replay are accumulated in float64, in any order, with or without "
+    "fused multiply-add.",
+    "Elementary functions are off by at most the ulps of the accuracy table that comes with the "
+    "package (measured densely against arbitrary precision, not proved).",
+    "Python control flow, random draws and integer inputs are those of the recorded run.",
+    "An op means what its documentation defines; references of fused ops and decompositions are "
+    "identities over the reals.",
+)
+
+
+@dataclass(frozen=True)
+class Radii:
+    """Bounds on |reference - exact|.
+
+    Attributes:
+        method: "ball" or "kantorovich"; "" where there are no bounds.
+        guarantee: PROVED or CERTIFIED; ESTIMATED where there are no bounds.
+        midpoints: The references that the radii are about, float64 on the CPU.
+        entries: Entry-wise radii, by parameter.
+        norms: 2-norm radii, by parameter.
+        total: 2-norm radius of all gradients as one vector.
+        unknown_ops: Ops without a rule, with the number of their calls.
+        kinks: Units that may cross their kink within the radius.
+        notes: What a reader must know, such as why there is no bound.
+        constants: The constants of the theorem, as text.
+    """
+
+    method: str = ""
+    guarantee: Guarantee = Guarantee.ESTIMATED
+    midpoints: Mapping[str, Tensor] = field(default_factory=dict)
+    entries: Mapping[str, Tensor] = field(default_factory=dict)
+    norms: Mapping[str, float] = field(default_factory=dict)
+    total: float = math.inf
+    unknown_ops: Counter[str] = field(default_factory=Counter)
+    kinks: tuple[Kink, ...] = ()
+    notes: tuple[str, ...] = ()
+    constants: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_radii(
+    program: Program,
+    method: str,
+    error_norm: float,
+    *,
+    failure_probability: float = 1e-9,
+    seed: int = 0,
+    ops: OpTable = OPS,
+    progress: Callable[[str], None] | None = None,
+) -> Radii:
+    """Bound the reference's own error.
+
+    Args:
+        program: The recorded step.
+        method: "auto" takes ball arithmetic where its radius is at most a tenth of the observed
+            error, else Newton-Kantorovich, else what ball arithmetic gave.
+        error_norm: Observed error of the whole gradient, absolute 2-norm.
+        failure_probability: Of Newton-Kantorovich, over its own probes and labels.
+        seed: Of the probes.
+        ops: The facts to use.
+        progress: Told what is being done.
+
+    Returns:
+        The radii; without a bound the notes say why.
+
+    Raises:
+        ReplayError: a call could not be run in float64 on the CPU.
+    """
+    say = progress or (lambda text: None)
+    say("opening composite ops")
+    opened = program.decompose(device="cpu")
+    ball = Radii()
+    if method in ("auto", "ball"):
+        say("ball arithmetic")
+        ball = _ball(opened, ops, seed)
+        if method == "ball" or ball.unknown_ops or ball.total <= SHARP * error_norm:
+            return ball
+    # The rest is for labels of exact ties.
+    probes = max(failure_probability - COLLISION_PROBABILITY, failure_probability / 2)
+    result = kantorovich(opened, failure_probability=probes, seed=seed, ops=ops, progress=say)
+    constants = {
+        "h": f"{result.h:.3g}",
+        "eta": f"{result.eta:.3g}",
+        "beta": f"{result.beta:.3g}",
+        "curvature": f"{result.curvature:.3g}",
+        "rho": f"{result.rho:.3g}",
+        "failure probability": f"{result.failure_probability + COLLISION_PROBABILITY:.1g}",
+        "probe seed": str(result.seed),
+    }
+    if result.holds:
+        return Radii(
+            "kantorovich",
+            Guarantee.CERTIFIED,
+            result.midpoints,
+            result.entry_radii,
+            result.norm_radii,
+            result.total_radius,
+            constants=constants,
+        )
+    failed = f"No Newton-Kantorovich certificate: {result.reason}."
+    if ball.method:
+        return dataclasses.replace(ball, notes=(*ball.notes, failed), constants=constants)
+    return Radii(
+        unknown_ops=result.unknown_ops,
+        kinks=result.unresolved,
+        notes=(failed, *ball.notes),
+        constants=constants,
+    )
+
+
+def _ball(opened: Program, ops: OpTable, seed: int) -> Radii:
+    found = enclose(opened, ops=ops, twins=True, seed=seed)
+    if found.unknown_ops:
+        names = ", ".join(f"{name} ({n})" for name, n in found.unknown_ops.items())
+        note = f"Ops without a rule, so there is no bound: {names}."
+        return Radii(unknown_ops=found.unknown_ops, notes=(note,), guarantee=Guarantee.NONE)
+    norms = {name: float(norm_up(r)) for name, r in found.radii.items()}
+    total = float(norm_up(torch.tensor(list(norms.values()), dtype=torch.float64)))
+    size = math.hypot(*(float(m.norm()) for m in found.midpoints.values()))
+    if not total <= USEFUL * size:
+        note = "Ball arithmetic gives no useful bound: its radii grow too much with depth."
+        if found.doubtful:
+            note += f" {sum(found.doubtful.values())} decisions were in doubt on the way."
+        return Radii(notes=(note,), total=total)
+    guarantee, constants = Guarantee.PROVED, {}
+    if found.twins:
+        guarantee = Guarantee.CERTIFIED
+        constants["failure probability"] = f"{COLLISION_PROBABILITY:.1g}"
+    return Radii("ball", guarantee, found.midpoints, found.radii, norms, total, constants=constants)
+
+
+def with_bound(
+    row: GradientAccuracy, computed: Tensor, radii: Radii
+) -> tuple[GradientAccuracy, Tensor]:
+    """Add the bound to one parameter's row; also return its entry-wise bound.
+
+    |computed - exact| <= |computed - reference| + radius, rounded outward, and relative to a lower
+    bound of the exact gradient's norm: ||reference|| - radius.
+    """
+    midpoint, radius = radii.midpoints[row.name], radii.norms[row.name]
+    difference = difference_up(computed.detach().cpu(), midpoint)
+    entrywise = add_up(difference, radii.entries[row.name])
+    error = min(float(norm_up(entrywise)), add_up(float(norm_up(difference)), radius))
+    bound = _relative(error, midpoint, radius)
+    bounded = dataclasses.replace(row, error_bound=bound, radius=radius, guarantee=radii.guarantee)
+    return bounded, entrywise
+
+
+def with_total_bound(
+    row: GradientAccuracy,
+    rows: list[GradientAccuracy],
+    computed: Mapping[str, Tensor],
+    radii: Radii,
+) -> GradientAccuracy:
+    """Add the bound to the row of all gradients as one vector."""
+    differences = [
+        float(norm_up(difference_up(computed[r.name].detach().cpu(), radii.midpoints[r.name])))
+        for r in rows
+    ]
+    error = add_up(float(norm_up(torch.tensor(differences, dtype=torch.float64))), radii.total)
+    everything = torch.cat([radii.midpoints[r.name].reshape(-1) for r in rows])
+    bound = _relative(error, everything, radii.total)
+    return dataclasses.replace(
+        row, error_bound=bound, radius=radii.total, guarantee=radii.guarantee
+    )
+
+
+def _relative(error: float, midpoint: Tensor, radius: float) -> float:
+    """An error relative to the exact norm; infinite where that may be zero, 0 for no error."""
+    if error == 0.0:
+        return 0.0
+    # 2 n u covers the rounding of a norm of n entries (Higham 2002, sec. 3.1), with room to spare.
+    slack = 1.0 - 4.0 * (midpoint.numel() + 8) * 2.0**-53
+    exact_norm = sub_down(mul_down(_norm_down(midpoint), slack), radius)
+    return div_up(error, exact_norm) if exact_norm > 0.0 else math.inf
+
+
+def _norm_down(x: Tensor) -> float:
+    """The norm, scaled so that it does not underflow; `_relative` covers its rounding."""
+    largest = float(x.abs().max()) if x.numel() else 0.0
+    if largest == 0.0 or not math.isfinite(largest):
+        return 0.0
+    return largest * float(torch.linalg.vector_norm(x / largest))

@@ -1,0 +1,221 @@
+"""The Newton-Kantorovich certificate against arbitrary precision: no violation, no slack."""
+
+import math
+import warnings
+from dataclasses import replace
+from functools import partial
+
+import flint
+import pytest
+import torch
+from flint import arb
+
+from numgeom.certificate.kantorovich import KantorovichResult, kantorovich
+from numgeom.certificate.probes import ProbePlan
+from numgeom.ops.entry import Op
+from numgeom.ops.table import OPS, OpTable
+from numgeom.recording import Program, record
+from tests.oracle.exact_program import contains, exact_gradients
+from tests.oracle.networks import random_program
+from tests.oracle.numbers import UndecidedError
+from tests.recording.workloads import build
+
+NAMES = (
+    "mlp-relu", "mlp-tanh", "mlp-gelu", "mlp-softplus", "batch-norm-cnn", "norms", "lstm",
+    "attention-weights", "encoder-layer", "autocast-bf16", "tied",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _quiet_libraries():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _opened(name: str) -> Program:
+    model, step = build(name)
+    torch.manual_seed(1)
+    with record(model) as recording:
+        step()
+    return recording.program.decompose()
+
+
+def _ratios(program: Program, result: KantorovichResult) -> tuple[float, float, float]:
+    """Largest error / radius: by norm per parameter, of the total, entry by entry."""
+    exact = exact_gradients(program)
+    before, flint.ctx.prec = flint.ctx.prec, 200
+    try:
+        squares = {
+            k: sum(
+                ((e - arb(m)) ** 2 for e, m in zip(
+                    exact[k].reshape(-1), result.midpoints[k].reshape(-1).tolist(), strict=True
+                )),
+                arb(0),
+            )
+            for k in exact
+        }  # fmt: skip
+        norms = max(_ratio(squares[k].sqrt(), result.norm_radii[k]) for k in exact)
+        total = _ratio(sum(squares.values(), arb(0)).sqrt(), result.total_radius)
+    finally:
+        flint.ctx.prec = before
+    entries = max(contains(exact[k], result.midpoints[k], result.entry_radii[k]) for k in exact)
+    return norms, total, entries
+
+
+def _ratio(error: arb, radius: float) -> float:
+    if radius == 0:
+        return 0.0 if error < arb(2) ** -150 else math.inf
+    return float((error / arb(radius)).upper())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_exact_gradient_is_within_the_radii(name):
+    program = _opened(name)
+    result = kantorovich(program)
+    assert result.holds, result.reason
+    assert result.h < 1
+    assert max(_ratios(program, result)) <= 1
+    size = math.hypot(*(float(m.norm()) for m in result.midpoints.values()))
+    assert result.total_radius < 1e-8 * size
+
+
+def _check_random(seeds: range) -> float:
+    worst, held = 0.0, 0
+    for seed in seeds:
+        label, program = random_program(seed)
+        program = program.decompose()
+        result = kantorovich(program, seed=seed)
+        if not result.holds:
+            assert result.reason
+            continue
+        try:
+            ratio = max(_ratios(program, result))
+        except UndecidedError:
+            continue
+        held += 1
+        assert ratio <= 1, label
+        worst = max(worst, ratio)
+    assert held > len(seeds) / 2
+    return worst
+
+
+def test_random_networks_are_within_the_radii():
+    assert 0 < _check_random(range(12)) <= 1
+
+
+@pytest.mark.campaign
+def test_many_random_networks_are_within_the_radii():
+    print("largest error / radius:", _check_random(range(2000, 2200)))
+
+
+def _changed(change, names) -> OpTable:
+    return OpTable(tuple(change(op) if op.name in names else op for op in OPS))
+
+
+def test_too_small_rounding_is_caught():
+    """With every rounding taken a million times too small, the exact gradient leaves the radii."""
+    program = _opened("mlp-tanh")
+
+    def shrunk(rounding, call):
+        found = rounding(call)
+        if isinstance(found, tuple):
+            return tuple(None if part is None else part * 1e-6 for part in found)
+        return None if found is None else found * 1e-6
+
+    def careless(op: Op) -> Op:
+        return replace(op, rounding=partial(shrunk, op.rounding))
+
+    result = kantorovich(program, ops=_changed(careless, {op.name for op in OPS}))
+    assert result.holds
+    assert max(_ratios(program, result)) > 1
+
+
+def test_without_curvature_the_constant_is_zero():
+    """All of h comes from the curvature facts: an op that hides its own would make it vanish."""
+    program = _opened("mlp-tanh")
+
+    def linear(op: Op) -> Op:
+        return replace(op, second_order=lambda call: None)
+
+    honest = kantorovich(program)
+    blind = kantorovich(program, ops=_changed(linear, {op.name for op in OPS}))
+    assert honest.curvature > 0
+    assert blind.curvature == 0
+    assert blind.h == 0
+
+
+def _near_a_kink(distance: float) -> Program:
+    w = torch.nn.Parameter(torch.tensor([0.1], dtype=torch.float64))
+
+    def step() -> None:
+        x = w.tanh().atanh() - 0.1 + distance  # 0.1 - 0.1 up to rounding
+        (torch.relu(x) * 3).sum().backward()
+
+    with record() as recording:
+        step()
+    return recording.program.decompose()
+
+
+def test_a_kink_within_the_radius_is_named_and_voids_the_bound():
+    result = kantorovich(_near_a_kink(1e-17))
+    assert not result.holds
+    assert "kink" in result.reason
+    assert any(kink.count for kink in result.unresolved)
+    assert kantorovich(_near_a_kink(1e-6)).holds
+
+
+def test_an_unknown_op_is_told():
+    without = OpTable(tuple(op for op in OPS if op.name != "tanh"))
+    result = kantorovich(_opened("mlp-tanh"), ops=without)
+    assert not result.holds
+    assert "aten.tanh.default" in result.reason
+    assert result.unknown_ops == {"aten.tanh.default": 2}
+
+
+def test_a_condition_that_fails_is_blamed_and_gives_no_bound():
+    """A chaotic program: 100 steps of the logistic map lose more digits than float64 has."""
+    w = torch.nn.Parameter(torch.tensor([0.3], dtype=torch.float64))
+
+    def step() -> None:
+        x = w
+        for _ in range(100):
+            x = 3.9 * x * (1 - x)
+        x.sum().backward()
+
+    with record() as recording:
+        step()
+    result = kantorovich(recording.program.decompose())
+    assert not result.holds
+    assert "to blame" in result.reason
+    assert not result.norm_radii
+    assert math.isinf(result.total_radius)
+
+
+def test_probes_bound_the_norm_of_a_known_matrix():
+    """Over many matrices no bound fails, and the failure probability is what makes them wide."""
+    rng = torch.Generator().manual_seed(0)
+    for trial in range(50):
+        n = 5 + trial
+        matrix = torch.randn(n, n, generator=rng, dtype=torch.float64)
+        largest = float(torch.linalg.matrix_norm(matrix, 2))
+        for probes, steps in ((4, 1), (12, 3), (10, 0)):
+            plan = ProbePlan(probes, steps, 1e-9)
+            found = []
+            for _ in range(probes):
+                y = matrix @ torch.randn(n, generator=rng, dtype=torch.float64)
+                for _ in range(steps):
+                    y = matrix @ (matrix.T @ y)
+                found.append(float(y.norm()) ** (1 / (2 * steps + 1)))
+            assert plan.bound(found) >= largest
+    assert ProbePlan(12, 3, 1e-9).inflation < 1.4 < ProbePlan(4, 1, 1e-9).inflation
+
+
+def test_the_stated_failure_probability_is_that_of_one_dimension():
+    """In one dimension ||B w|| = sigma |g|: the bound fails exactly with the stated probability."""
+    plan = ProbePlan(2, 0, 0.05)
+    rng = torch.Generator().manual_seed(1)
+    g = torch.randn(40_000, 2, generator=rng, dtype=torch.float64).abs()
+    rate = float((plan.inflation * g.amax(1) < 1).double().mean())
+    assert rate <= 0.05
+    assert rate > 0.03
