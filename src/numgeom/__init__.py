@@ -1,6 +1,10 @@
 """How far can you trust a gradient? Certified error bounds for PyTorch's autograd.
 
     certify          How wrong is this gradient?
+    diagnose         What is numerically wrong with this step, where, and what cures it?
+    estimate         How large will the error be, in these or other formats, and from where?
+    plan_precision   Which layers may run in a cheaper format?
+    Monitor          Watch the steps of a training run.
     record           Record your own training step; `record_step` runs one for you.
     Program          A recorded step: replay it in float64, open it, save it.
     Certificate      What `certify` says; `Guarantee` how far it can be relied on.
@@ -16,24 +20,40 @@ from numgeom.version import __version__
 
 if TYPE_CHECKING:
     from numgeom.certificate import Certificate, Guarantee, certify
+    from numgeom.diagnosis import Diagnosis, Monitor, diagnose
+    from numgeom.precision import Estimate, PrecisionPlan, estimate, plan_precision
     from numgeom.recording import Program, record, record_step
 
 _HOMES = {
     "Certificate": "numgeom.certificate",
+    "Diagnosis": "numgeom.diagnosis",
+    "Estimate": "numgeom.precision",
     "Guarantee": "numgeom.certificate",
+    "Monitor": "numgeom.diagnosis",
+    "PrecisionPlan": "numgeom.precision",
     "Program": "numgeom.recording",
     "certify": "numgeom.certificate",
+    "diagnose": "numgeom.diagnosis",
+    "estimate": "numgeom.precision",
+    "plan_precision": "numgeom.precision",
     "record": "numgeom.recording",
     "record_step": "numgeom.recording",
 }
 
 __all__ = [
     "Certificate",
+    "Diagnosis",
+    "Estimate",
     "Guarantee",
+    "Monitor",
     "NumgeomError",
+    "PrecisionPlan",
     "Program",
     "__version__",
     "certify",
+    "diagnose",
+    "estimate",
+    "plan_precision",
     "record",
     "record_step",
 ]

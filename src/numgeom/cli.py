@@ -5,10 +5,11 @@ Everything heavy is imported inside the commands, so that `--help` answers at on
 """
 
 import copy
+import dataclasses
 import enum
 import random
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,7 @@ from numgeom.version import __version__
 
 if TYPE_CHECKING:
     from numgeom.certificate import Certificate
+    from numgeom.diagnosis import Diagnosis
     from numgeom.targets import TrainingStep
 
 # Output to a file or a pipe has this width, whatever the terminal: equal runs, equal output.
@@ -151,6 +153,39 @@ def _certify(
         raise typer.Exit(1)
 
 
+@app.command("diagnose")
+def _diagnose(
+    target: Annotated[
+        str,
+        typer.Argument(
+            show_default=False,
+            help="file.py:function, package.module:function, example:NAME, or a program file that "
+            "was saved by Program.save or by a Monitor.",
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Convert model and batch to this format first.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all random generators.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Train an example for so long first.", min=0)] = 0,
+    device: Annotated[Device, typer.Option(help="Where the step runs.")] = Device.CPU,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Name what is numerically wrong with a training step, where, and what cures it.
+
+    Exit code 1 if there are findings above "info".
+    """
+    with _clean_errors(debug):
+        found = _make_diagnosis(
+            target, dtype=dtype, seed=seed, epochs=epochs, device=device, quiet=quiet or as_json
+        )
+        typer.echo(found.to_json() if as_json else str(found))
+    if found:
+        raise typer.Exit(1)
+
+
 @app.command("examples")
 def _examples(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
@@ -189,12 +224,50 @@ def _make_certificate(
     device: Device,
     quiet: bool,
 ) -> "Certificate":
+    from numgeom.certificate import certify
+    from numgeom.report import progress_bar
+
+    with progress_bar(quiet=quiet) as advance:
+        step = _loaded(target, dtype, seed, epochs, device, advance)
+        certificate = certify(
+            step.model,
+            step.loss_fn,
+            step.batch,
+            method=method.value,
+            progress=advance,
+            probe_seed=seed,
+        )
+    return certificate.stamped(**_provenance(step, seed=seed, epochs=epochs, device=device))
+
+
+def _make_diagnosis(
+    target: str, *, dtype: Dtype | None, seed: int, epochs: int, device: Device, quiet: bool
+) -> "Diagnosis":
+    from numgeom.diagnosis import diagnose
+    from numgeom.recording import Program
+    from numgeom.report import progress_bar
+
+    if Path(target).is_file():
+        return diagnose(Program.load(target))
+    with progress_bar(quiet=quiet) as advance:
+        step = _loaded(target, dtype, seed, epochs, device, advance)
+        advance("diagnosing", 0, 0)
+        return diagnose(step.model, step.loss_fn, step.batch)
+
+
+def _loaded(
+    target: str,
+    dtype: Dtype | None,
+    seed: int,
+    epochs: int,
+    device: Device,
+    advance: Callable[[str, int, int], None],
+) -> "TrainingStep":
+    """Load a target, train it if asked for, move it, and seed what the step itself draws."""
     import numpy as np
     import torch
 
-    from numgeom.certificate import certify
     from numgeom.experiments import EpochReport
-    from numgeom.report import progress_bar
     from numgeom.targets import load_target
 
     if device is Device.CUDA and not torch.cuda.is_available():
@@ -202,25 +275,20 @@ def _make_certificate(
             "There is no CUDA device that this torch can use. Leave --device away to run on the "
             "CPU, or install a torch built for your GPU."
         )
-    with progress_bar(quiet=quiet) as advance:
 
-        def trained(epoch: EpochReport) -> None:
-            advance("training", epoch.epoch, epoch.epochs)
+    def trained(epoch: EpochReport) -> None:
+        advance("training", epoch.epoch, epoch.epochs)
 
-        advance(f"loading {target}", 0, 0)
-        chosen = None if dtype is None else getattr(torch, dtype.value)
-        step = load_target(target, seed=seed, epochs=epochs, dtype=chosen, progress=trained)
-        # What the step itself draws, dropout for example.
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        model, batch = step.model, step.batch
-        if device is not Device.CPU:
-            model, batch = model.to(device.value), _moved(batch, torch.device(device.value))
-        certificate = certify(
-            model, step.loss_fn, batch, method=method.value, progress=advance, probe_seed=seed
-        )
-    return certificate.stamped(**_provenance(step, seed=seed, epochs=epochs, device=device))
+    advance(f"loading {target}", 0, 0)
+    chosen = None if dtype is None else getattr(torch, dtype.value)
+    step = load_target(target, seed=seed, epochs=epochs, dtype=chosen, progress=trained)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if device is Device.CPU:
+        return step
+    moved = _moved(step.batch, torch.device(device.value))
+    return dataclasses.replace(step, model=step.model.to(device.value), batch=moved)
 
 
 def _provenance(step: "TrainingStep", *, seed: int, epochs: int, device: Device) -> dict[str, str]:

@@ -4,11 +4,10 @@ import dataclasses
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import mpmath
-from functools import partial
-
 import pytest
 import torch
 from torch import Tensor, nn

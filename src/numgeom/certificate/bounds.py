@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from numgeom.arithmetic.accuracy import default_table
+from numgeom.arithmetic.assumptions import require_ieee_float64
 from numgeom.arithmetic.lower_bounds import mul_down, sub_down
 from numgeom.arithmetic.rounding import add_up, difference_up, div_up, norm_up
 from numgeom.certificate.accuracy import GradientAccuracy
@@ -98,7 +100,9 @@ def find_radii(
 
     Raises:
         ReplayError: a call could not be run in float64 on the CPU.
+        ArithmeticAssumptionError: this CPU's float64 arithmetic is not what the bounds assume.
     """
+    require_ieee_float64("cpu")
     say = progress or (lambda text: None)
     say("opening composite ops")
     opened = program.decompose(device="cpu")
@@ -160,6 +164,19 @@ def _ball(opened: Program, ops: OpTable, seed: int) -> Radii:
         guarantee = Guarantee.CERTIFIED
         constants["failure probability"] = f"{COLLISION_PROBABILITY:.1g}"
     return Radii("ball", guarantee, found.midpoints, found.radii, norms, total, constants=constants)
+
+
+def kernel_note() -> tuple[str, ...]:
+    """What to say where the elementary functions of this torch and CPU were not measured."""
+    table = default_table()
+    if table.describes_this_torch():
+        return ()
+    return (
+        "THE ACCURACY TABLE IS ONE OF OTHER KERNELS: it was measured with torch "
+        f"{table.torch_version} on {', '.join(table.capabilities)}, this is torch "
+        f"{torch.__version__} on {torch.backends.cpu.get_cpu_capability()}. The bounds assume that "
+        "elementary functions are as accurate here; benchmarks/accuracy.py measures them.",
+    )
 
 
 def with_bound(

@@ -10,7 +10,14 @@ from torch import Tensor, fx, nn
 
 from numgeom.certificate.accuracy import GradientAccuracy, measure, total
 from numgeom.certificate.bounds import ASSUMPTIONS as BOUND_ASSUMPTIONS
-from numgeom.certificate.bounds import METHODS, Radii, find_radii, with_bound, with_total_bound
+from numgeom.certificate.bounds import (
+    METHODS,
+    Radii,
+    find_radii,
+    kernel_note,
+    with_bound,
+    with_total_bound,
+)
 from numgeom.certificate.guarantee import Guarantee, weakest
 from numgeom.certificate.nonfinite import NonFinite, first_nonfinite, kinds_of
 from numgeom.certificate.result import Certificate, CertificateError
@@ -166,6 +173,7 @@ def certify(
         assumptions=BOUND_ASSUMPTIONS if radii.method else ASSUMPTIONS,
         notes=(
             *radii.notes,
+            *(kernel_note() if radii.method else ()),
             *_notes(rows, without, differences, computed is not None, on_cpu),
         ),
         seconds=time.perf_counter() - start,

@@ -173,7 +173,7 @@ def kantorovich(
         return KantorovichResult(False, _blame(eta, beta, k, h), **result)
     rho = min(_up(2 * beta * eta / (1 + math.sqrt(max(0.0, 1 - h) * (1 - 1e-12)))), rho_max)
     say("kinks")
-    radii, doubtful = tightened(program, scale, rho, ops, device)
+    radii, doubtful = tightened(program, scale, rho, ops, device, seed=seed)
     result |= {"rho": rho, "unresolved": tuple(_kink(n, count) for n, count in doubtful.items())}
     if doubtful:
         n = sum(doubtful.values())

@@ -272,6 +272,10 @@ def _finish(recorder: Recorder, model: nn.Module | None, roots: list[nn.Module])
             "ends (torch.autograd.grad alone leaves no gradient on the parameters)"
         )
     parameters = _parameters(recorder, model, roots)
+    for name, parameter in parameters.items():  # those of a step without a model get names now
+        first = recorder.leaf_values.get(id(parameter))
+        if first is not None and isinstance(first.origin, Constant):
+            first.origin.role, first.origin.name = "parameter", name
     gradients, values = {}, {}
     for name, parameter in parameters.items():
         grad = parameter.grad

@@ -54,6 +54,7 @@ class Recorder:
         self.problems: dict[tuple[str, str], Problem] = {}
         self.leaves: dict[int, torch.Tensor] = {}  # tensors that collect gradients, by id
         self.first_grads: dict[int, torch.Tensor | None] = {}  # their .grad when first seen
+        self.leaf_values: dict[int, Value] = {}  # what they held then
         self.loss: Value | None = None
         self.loss_tensor: torch.Tensor | None = None
         self.ran_backward = False
@@ -167,6 +168,7 @@ class Recorder:
                 if id(tensor) not in self.leaves:
                     self.leaves[id(tensor)] = tensor
                     self.first_grads[id(tensor)] = tensor.grad
+                    self.leaf_values[id(tensor)] = self.storages.read(tensor)
             elif not self.storages.is_known(tensor):
                 maker = tensor.grad_fn.name() if tensor.grad_fn else "an operation"
                 raise UnsupportedOpError(

@@ -1,0 +1,119 @@
+"""How much would the step change if its inputs moved by one rounding?
+
+Forward error <= condition number * backward error (Higham 2002, sec. 1.6): an algorithm whose
+result moves no further than rounding its inputs moves it does as well as any algorithm can. So an
+error beside this change tells an unstable program from an ill-conditioned problem.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from numgeom.diagnosis.trace import (
+    Errors,
+    Trace,
+    ancestors,
+    compare,
+    norm,
+    op_name,
+    outputs,
+)
+from numgeom.errors import ReplayError
+from numgeom.recording import Program
+from numgeom.recording.replay import ProgramInterpreter
+from numgeom.semantics.lockstep import Call, lockstep
+
+# The error of an algorithm may be this many times the change by one rounding of the inputs and
+# still be blamed on the problem; it covers the constants of backward error bounds.
+_MARGIN = 20.0
+_STRETCH = 10.0  # of a call that stands out
+_MOVED = frozenset({"parameter", "input", "buffer"})
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Relative change of the outputs when parameters, buffers and inputs move by u each.
+
+    Attributes:
+        loss: Change of the loss.
+        gradient: Change of the gradients, as `Errors.of_gradients`.
+        unit_roundoff: u.
+        where: The first call that stretches the change most, on the way to the gradients; None if
+            none stands out.
+        stretch: By how much it does, relative change out over relative change in.
+    """
+
+    loss: float
+    gradient: float
+    unit_roundoff: float
+    where: fx.Node | None
+    stretch: float
+
+    def explains_gradient(self, errors: Errors) -> bool:
+        """Whether the gradients are no worse than their conditioning makes them."""
+        return errors.of_gradients <= _MARGIN * self.gradient
+
+    def explains_loss(self, errors: Errors) -> bool:
+        """Whether the loss is no worse than its conditioning makes it."""
+        return errors.loss <= _MARGIN * self.loss
+
+
+def condition(trace: Trace, *, samples: int = 1) -> Conditioning:
+    """Measure the conditioning of a step by seeded perturbations, in float64.
+
+    Args:
+        trace: The step and its reference.
+        samples: Number of perturbations; the largest change counts.
+
+    Returns:
+        The conditioning; changes of zero if the step cannot run on perturbed inputs.
+    """
+    u = trace.unit_roundoff
+    try:
+        runs = [_Perturbed(trace.program, u, seed).evaluate() for seed in range(samples)]
+    except ReplayError:  # an op that checks its inputs, and finds them moved
+        return Conditioning(0.0, 0.0, u, None, 1.0)
+    found = [compare(moved, trace.result.reference) for moved in runs]
+    gradient = max(e.of_gradients for e in found)
+    node, stretch = _stretching(trace) if gradient > trace.tolerance else (None, 1.0)
+    return Conditioning(max(e.loss for e in found), gradient, u, node, stretch)
+
+
+def _stretching(trace: Trace) -> tuple[fx.Node | None, float]:
+    """The first call that stretches the change by most, and by how much."""
+    changes: dict[fx.Node, float] = {}
+
+    def visit(call: Call) -> None:
+        if isinstance(call.computed, Tensor) and call.computed.is_floating_point():
+            size, moved = norm(call.reference), norm(call.computed - call.reference)
+            changes[call.node] = 0.0 if moved == 0.0 else moved / size if size else math.inf
+
+    lockstep(trace.program, visit, first=_Perturbed(trace.program, trace.unit_roundoff, 0))
+    ends = [n for n in outputs(trace.program)["gradients"].values() if isinstance(n, fx.Node)]
+    reach = ancestors(ends)
+    best, stretch = None, _STRETCH
+    for node, change in changes.items():
+        if node not in reach or not op_name(node):
+            continue
+        given = max((changes.get(n, 0.0) for n in node.all_input_nodes), default=0.0)
+        factor = change / max(given, trace.unit_roundoff)
+        if factor > 2.0 * stretch or (best is None and factor > stretch):
+            best, stretch = node, factor
+    return best, stretch if best is not None else 1.0
+
+
+class _Perturbed(ProgramInterpreter):
+    def __init__(self, program: Program, u: float, seed: int) -> None:
+        super().__init__(program, dtype=torch.float64)
+        self._u = u
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+
+    def constant(self, node: fx.Node) -> Tensor:
+        value = super().constant(node)
+        if node.meta["role"] not in _MOVED or not value.is_floating_point():
+            return value
+        noise = torch.randn(value.shape, generator=self._generator, dtype=torch.float64)
+        # Towards zero, so that probabilities and cosines stay in their interval.
+        return value * (1.0 - self._u * noise.abs().clamp_max(1.0).to(value.device))

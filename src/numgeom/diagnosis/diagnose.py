@@ -1,0 +1,129 @@
+"""What is numerically wrong with a training step, where, and what cures it?"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from numgeom.diagnosis.depth import DepthDetector
+from numgeom.diagnosis.digits import DigitsDetector
+from numgeom.diagnosis.formulas import FormulaDetector
+from numgeom.diagnosis.nonfinite import NonFiniteDetector
+from numgeom.diagnosis.ranges import RangeDetector
+from numgeom.diagnosis.result import Diagnosis, Finding, Kind, Severity
+from numgeom.diagnosis.saturation import SaturationDetector
+from numgeom.diagnosis.surrogates import SurrogateDetector
+from numgeom.diagnosis.trace import Detector, Trace, take
+from numgeom.errors import NumgeomError
+from numgeom.recording import Program, record_step
+from numgeom.recording.record import record_callable
+
+_MISSING: Any = object()
+
+
+class DiagnosisError(NumgeomError):
+    """A diagnosis was asked for something that it cannot look at."""
+
+
+def diagnose(
+    subject: nn.Module | Program | Callable[[], Any],
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    batch: Any = _MISSING,
+) -> Diagnosis:
+    """Name what is numerically wrong with a training step.
+
+    The step as it was computed is compared with its float64 reference, call by call. What is
+    reported shows in these numbers: a NaN or infinity that reaches the loss or a gradient,
+    gradients lost to underflow, digits lost in the loss or the gradients, activations that let no
+    gradient through, cotangents that vanish or explode; and formulas that have a stable form.
+
+    Args:
+        subject: A model, with `loss_fn` and `batch`; or a function that runs forward and backward
+            itself; or a recorded program.
+        loss_fn: `loss_fn(model, batch)` returns the loss.
+        batch: Anything that `loss_fn` understands.
+
+    Returns:
+        The diagnosis; falsy if nothing is above "info".
+
+    Raises:
+        DiagnosisError: The arguments do not fit each other.
+        RecordingError: The step could not be recorded.
+        ReplayError: A call could not be run in float64.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Linear(2, 2)
+        >>> bool(diagnose(model, lambda model, x: model(x).square().mean(), torch.ones(3, 2)))
+        False
+    """
+    start = time.perf_counter()
+    return diagnose_program(_program(subject, loss_fn, batch), start=start)
+
+
+def diagnose_program(
+    program: Program,
+    *,
+    detectors: Iterable[Detector] | None = None,
+    start: float | None = None,
+) -> Diagnosis:
+    """Diagnose a recorded program with the given detectors, by default all of them."""
+    start = time.perf_counter() if start is None else start
+    chosen = all_detectors() if detectors is None else list(detectors)
+    trace = take(program, chosen)
+    found = [finding for detector in chosen for finding in detector.findings(trace)]
+    located = [f for f in found if f.op or f.severity is Severity.ERROR]
+    if any(f.severity is not Severity.INFO for f in located):
+        found = [f for f in found if f.op or f.kind is not Kind.PRECISION_LOSS]
+    return Diagnosis(
+        tuple(sorted(found, key=_rank)),
+        loss_error=trace.errors.loss,
+        gradient_error=trace.errors.gradient,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def all_detectors() -> list[Detector]:
+    """One fresh detector of each kind, in the order in which findings of equal weight appear."""
+    return [
+        NonFiniteDetector(),
+        RangeDetector(),
+        FormulaDetector(),
+        DigitsDetector(),
+        SaturationDetector(),
+        DepthDetector(),
+        SurrogateDetector(),
+    ]
+
+
+def _rank(finding: Finding) -> int:
+    return -finding.severity.rank
+
+
+def _program(subject: Any, loss_fn: Any, batch: Any) -> Program:
+    given = loss_fn is not None or batch is not _MISSING
+    if isinstance(subject, nn.Module):
+        if not callable(loss_fn) or batch is _MISSING:
+            raise DiagnosisError(
+                f"diagnose() got a model ({type(subject).__name__}) but no "
+                f"{'batch' if callable(loss_fn) else 'loss function'}. Call diagnose(model, "
+                "loss_fn, batch), where loss_fn(model, batch) returns the loss as a scalar tensor."
+            )
+        return record_step(subject, loss_fn, batch)
+    if given:
+        raise DiagnosisError(
+            f"diagnose() takes loss_fn and batch only with a model, not with an object of type "
+            f"{type(subject).__name__}. Call diagnose(step) or diagnose(program) without them."
+        )
+    if isinstance(subject, Program):
+        return subject
+    if callable(subject):
+        return record_callable(subject)
+    raise DiagnosisError(
+        f"diagnose() got an object of type {type(subject).__name__}. It takes a model with a loss "
+        "function and a batch, a function that runs one step, or a Program."
+    )
+
+
+__all__ = ["DiagnosisError", "Trace", "all_detectors", "diagnose", "diagnose_program"]

@@ -1,0 +1,59 @@
+"""Which calls stand at a point where their value or derivative is infinite?"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from numgeom.diagnosis.match import Match
+from numgeom.diagnosis.rederive import Values
+from numgeom.diagnosis.trace import argument, op_name
+
+
+def at_a_pole(node: fx.Node) -> Match | None:
+    """A call whose derivative is infinite at zero, with a form that keeps away from it.
+
+    The two differ at the pole only; there the second has a finite value and derivative.
+    """
+    name = op_name(node)
+    if name not in _AT_ZERO or not isinstance(argument(node, 0), fx.Node):
+        return None
+    x = argument(node, 0)
+    if name == "linalg_vector_norm":
+        if argument(node, 1) not in (None, 2, 2.0):
+            return None
+        dims = list(argument(node, 2)) if isinstance(argument(node, 2), (list, tuple)) else None
+        keep = bool(argument(node, 3))
+
+        def norm(values: Values) -> Tensor:
+            v = values[x]
+            over = list(range(v.dim())) if dims is None else dims
+            return (v.square().sum(over, keepdim=keep) + _tiny(v)).sqrt()
+
+        return Match("norm(x) at x = 0", node, (x,), norm, "(x.square().sum(dim) + eps).sqrt()")
+    below = name in ("div", "true_divide") and isinstance(argument(node, 1), fx.Node)
+    if name in ("div", "true_divide") and not below:
+        return None
+    critical = argument(node, 1) if below else x
+    target: Any = node.target
+    position = 1 if below else 0
+
+    def away(values: Values) -> Tensor:
+        args: list[Any] = [values[a] if isinstance(a, fx.Node) else a for a in node.args]
+        v = args[position]
+        args[position] = torch.where(v.abs() < _tiny(v), torch.full_like(v, _tiny(v)), v)
+        return target(*args, **node.kwargs)
+
+    advice = f"{name}(torch.where(x > eps, x, eps))" if not below else "x / d.clamp_min(eps)"
+    title = f"{name}(x) at x = 0" if not below else "x / d at d = 0"
+    return Match(title, node, (critical,), away, advice)
+
+
+_AT_ZERO = frozenset({
+    "sqrt", "rsqrt", "log", "log2", "log10", "reciprocal", "pow", "div", "true_divide",
+    "linalg_vector_norm",
+})  # fmt: skip
+
+
+def _tiny(x: Tensor) -> float:
+    return torch.finfo(x.dtype).tiny ** 0.5

@@ -1,0 +1,171 @@
+"""What does a diagnosis say?"""
+
+import enum
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = "numgeom.diagnosis"
+VERSION = 1
+
+
+class Kind(enum.StrEnum):
+    """What is wrong."""
+
+    OVERFLOW = "overflow"
+    OVERFLOW_RISK = "overflow-risk"
+    DOMAIN = "domain"
+    NONFINITE_INPUT = "nonfinite-input"
+    UNDERFLOW = "underflow"
+    CANCELLATION = "cancellation"
+    ABSORPTION = "absorption"
+    PRECISION_LOSS = "precision-loss"
+    ILL_CONDITIONED = "ill-conditioned"
+    SATURATION = "saturation"
+    DEAD_UNITS = "dead-units"
+    VANISHING = "vanishing"
+    EXPLODING = "exploding"
+    UNSTABLE_FORMULA = "unstable-formula"
+    LOSS_SCALING = "loss-scaling"
+    SURROGATE = "surrogate"
+
+
+class Severity(enum.StrEnum):
+    """How bad it is: info < warning < error."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+    @property
+    def rank(self) -> int:
+        """0 for info, 1 for warning, 2 for error."""
+        return list(Severity).index(self)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, where, how that is known, and what to do.
+
+    Attributes:
+        kind: What is wrong.
+        severity: "info": nothing to do now; "warning": results suffer; "error": they are lost.
+        op: Name of the operation, as in "aten.log.default"; "" if it is no operation.
+        module: Path of the module that ran it, "" outside of every module.
+        source: "file.py:line" of the user's line, "" if unknown.
+        phase: "forward", "backward" or "update"; "" if it is no operation.
+        evidence: The numbers that it rests on, by name; each name says its unit.
+        explanation: One sentence.
+        remedy: What to do, with a piece of code where that helps.
+        verified: Whether the remedy was tried on the recorded step and made the error smaller.
+    """
+
+    kind: Kind
+    severity: Severity
+    op: str
+    module: str
+    source: str
+    phase: str
+    evidence: Mapping[str, Any]
+    explanation: str
+    remedy: str
+    verified: bool = False
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the fields as they are written to a file."""
+        return {
+            "kind": self.kind.value,
+            "severity": self.severity.value,
+            "op": self.op,
+            "module": self.module,
+            "source": self.source,
+            "phase": self.phase,
+            "evidence": {key: _plain(value) for key, value in self.evidence.items()},
+            "explanation": self.explanation,
+            "remedy": self.remedy,
+            "verified": self.verified,
+        }
+
+    def __str__(self) -> str:
+        """A few lines for a person."""
+        place = ", ".join(part for part in (self.module, self.source) if part)
+        where = f" in the {self.phase} pass" if self.phase else ""
+        head = f"{self.severity.value}: {self.kind.value}"
+        head += f" at {self.op}{where}" if self.op else ""
+        head += f" ({place})" if place else ""
+        numbers = ", ".join(f"{key} = {_shown(value)}" for key, value in self.evidence.items())
+        cure = f"  Remedy{' (verified)' if self.verified else ''}: {self.remedy}"
+        lines = [head, f"  {self.explanation}", f"  Evidence: {numbers}", cure]
+        return "\n".join(line for line in lines if line.strip() != "Evidence:")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is numerically wrong with one training step; falsy if nothing is above "info".
+
+    Attributes:
+        findings: The findings, the worst first.
+        loss_error: Relative error of the loss against the float64 reference; NaN if unknown.
+        gradient_error: The same of all gradients taken as one vector (2-norm).
+        seconds: Time that the diagnosis took.
+    """
+
+    findings: tuple[Finding, ...]
+    loss_error: float = math.nan
+    gradient_error: float = math.nan
+    seconds: float = field(default=0.0, compare=False)
+
+    def __bool__(self) -> bool:
+        return any(f.severity is not Severity.INFO for f in self.findings)
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def of(self, kind: Kind | str) -> tuple[Finding, ...]:
+        """The findings of one kind."""
+        return tuple(f for f in self.findings if f.kind == kind)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the diagnosis as it is written to a file."""
+        return {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "loss_error": _plain(self.loss_error),
+            "gradient_error": _plain(self.gradient_error),
+            "seconds": self.seconds,
+            "findings": [finding.to_document() for finding in self.findings],
+        }
+
+    def to_json(self) -> str:
+        """Return the diagnosis as JSON; numbers that are not finite are strings."""
+        return json.dumps(self.to_document(), indent=2, allow_nan=False)
+
+    def __str__(self) -> str:
+        """Everything, for a person."""
+        errors = f"relative error: loss {self.loss_error:.1e}, gradient {self.gradient_error:.1e}"
+        if not self.findings:
+            return f"No findings ({errors})."
+        count = "1 finding" if len(self.findings) == 1 else f"{len(self.findings)} findings"
+        return "\n\n".join([f"{count} ({errors}).", *map(str, self.findings)])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(_shown(item) for item in value[:4])
+        return f"[{shown}{', ...' if len(value) > 4 else ''}]"
+    return str(value)

@@ -1,0 +1,380 @@
+"""How far can a variance, a standard deviation or a 2-norm move and round?
+
+Moving. With m the mean of x, S(x) = sum (x - m)^2 is a quadratic form, so exactly
+
+    S(x + e) - S(x) = 2 sum (x - m) e + sum (e - mean e)^2,    sum (e - mean e)^2 <= sum e^2.
+
+The roots of S(x) and of sum x^2 are norms of x, hence move by at most the norm of e.
+
+Rounding is measured, since a kernel may take one of several algorithms (two passes, or those of
+Welford 1962 and of Chan, Golub and LeVeque 1983): |y - f(x)| <= |y - z| + |z - f(x)|, with z what
+the two-pass algorithm gives here and a bound on its own error. With d >= |fl(m) - m|,
+
+    |z - sum (x - fl(m))^2| <= gamma_{n+2} sum (x - fl(m))^2,    and the latter sum is S + n d^2.
+
+Multiplicity. R_o / s_o is at most a sum over the entries t that o is made of, of
+(s_t^2 / s_o) e'_t^2 <= (Q_o / s_o) e'_t^2, and these groups of entries are disjoint: the 2-norm
+over all o is at most max(Q / s) |e'|^2. It is 1.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from numgeom.arithmetic.lower_bounds import sqrt_down, sub_down
+from numgeom.arithmetic.rounding import (
+    TINY,
+    UNIT_ROUNDOFF,
+    add_up,
+    cover_roundings,
+    difference_up,
+    div_up,
+    gamma_up,
+    mul_up,
+    norm_up,
+    sqrt_up,
+    sum_up,
+)
+from numgeom.ops.balls import nothing, unknown_unless_finite
+from numgeom.ops.drawing import swapped, wild
+from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
+from numgeom.ops.examples import Maker, example, normal
+from numgeom.ops.reduction import count_of, mean_up, reduced_dims, tiny_where
+
+# -- variance ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _TwoPass:
+    """A variance by two passes, with bounds of its own errors; dimensions are kept.
+
+    Attributes:
+        mean: fl(m).
+        mean_error: Upper bound of |fl(m) - m|.
+        variance: z.
+        variance_error: Upper bound of |z - S / (n - c)|.
+        centred: Upper bound of |x - m|.
+    """
+
+    mean: Tensor
+    mean_error: Tensor
+    variance: Tensor
+    variance_error: Tensor
+    centred: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """Which entries make up one variance: dimensions, their count n, and n - c."""
+
+    dims: tuple[int, ...]
+    keepdim: bool
+    count: int
+    divisor: float
+
+    def shaped(self, bound: Tensor) -> Tensor:
+        """Drop the dimensions that were kept, unless y keeps them."""
+        return bound if self.keepdim else bound.squeeze(self.dims) if self.dims else bound
+
+
+def _layout(call: Evaluation) -> _Layout:
+    x = call.args[0]
+    unbiased = call.arg(1, "unbiased")
+    if isinstance(unbiased, bool):  # var(x, unbiased), var(x, dim, unbiased, keepdim)
+        dims, correction = tuple(range(x.dim())), float(unbiased)
+        keepdim = False
+    else:
+        dims, _ = reduced_dims(call)
+        third = call.arg(2, "unbiased")
+        if isinstance(third, bool):
+            correction, keepdim = float(third), bool(call.arg(3, "keepdim", False))
+        else:
+            given = call.kwargs.get("correction")
+            correction = 1.0 if given is None else float(given)
+            keepdim = bool(call.kwargs.get("keepdim", False))
+    n = count_of(x, dims)
+    return _Layout(dims, keepdim, n, max(0.0, n - correction))
+
+
+def _two_pass(x: Tensor, layout: _Layout) -> _TwoPass:
+    n, dims = layout.count, layout.dims
+    mean = torch.sum(x, dims, keepdim=True) / n if dims else x.clone()
+    size = mean_up(x.abs(), dims, keepdim=True)
+    mean_error = add_up(mul_up(size, gamma_up(n + 1, UNIT_ROUNDOFF)), tiny_where(size > 0))
+    if n == 1:
+        mean_error = torch.zeros_like(mean)
+    centred = x - mean
+    squares = centred * centred
+    total = torch.sum(squares, dims, keepdim=True) if dims else squares
+    # sum (x - fl(m))^2, with n + 2 roundings per term, and one underflow.
+    exact_total = add_up(cover_roundings(total, n + 2), tiny_where(total > 0, n))
+    error = mul_up(exact_total, gamma_up(n + 2, UNIT_ROUNDOFF))
+    error = add_up(error, mul_up(mul_up(mean_error, mean_error), float(n)))
+    # Squares that underflowed: |x - fl(m)| below 2^-536.
+    small = ((centred != 0) & (centred.abs() < 2.0**-510)).any()
+    error = add_up(error, float(small) * n * TINY)
+    variance = total / layout.divisor
+    # A division by a number may be a product with its rounded reciprocal.
+    rounded = add_up(mul_up(variance, gamma_up(3, UNIT_ROUNDOFF)), tiny_where(total > 0))
+    divided = div_up(error, torch.full_like(error, layout.divisor))
+    magnitude = add_up(mul_up(centred.abs(), 1.0 + 4.0 * UNIT_ROUNDOFF), mean_error)
+    return _TwoPass(mean, mean_error, variance, add_up(divided, rounded), magnitude)
+
+
+def _is_defined(call: Evaluation, layout: _Layout) -> bool:
+    return layout.divisor > 0 and call.args[0].is_floating_point()
+
+
+def _like_outputs(call: Evaluation, *bounds: Any) -> Any:
+    """One bound, or the pair (for the variance, for the mean)."""
+    return bounds if isinstance(call.y, (tuple, list)) else bounds[0]
+
+
+def _unknown(call: Evaluation) -> Any:
+    ys = call.y if isinstance(call.y, (tuple, list)) else (call.y,)
+    return _like_outputs(call, *(torch.full_like(y, math.inf) for y in ys))
+
+
+def _variance_rounding(call: Evaluation) -> Any:
+    layout = _layout(call)
+    if not _is_defined(call, layout):
+        return _unknown(call)
+    z = _two_pass(call.args[0], layout)
+    ys = call.y if isinstance(call.y, (tuple, list)) else (call.y,)
+    reference, error = z.variance, z.variance_error
+    if call.name.startswith("std"):
+        reference, error = _root(reference, error)
+    found = [_measured(ys[0], layout.shaped(reference), layout.shaped(error))]
+    if len(ys) > 1:
+        found.append(_measured(ys[1], layout.shaped(z.mean), layout.shaped(z.mean_error)))
+    return _like_outputs(call, *found)
+
+
+def _root(z: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """fl(sqrt(z)), and the distance to the root of what lies within the error of z.
+
+    |sqrt(a) - sqrt(z)| is at most the root of |a - z|, and at most |a - z| / sqrt(z).
+    """
+    root = torch.sqrt(z)
+    distance = torch.minimum(sqrt_up(error), div_up(error, sqrt_down(z)))
+    return root, add_up(distance, mul_up(root, 2.0 * UNIT_ROUNDOFF))
+
+
+def _measured(y: Tensor, reference: Tensor, error: Tensor) -> Tensor:
+    return unknown_unless_finite(add_up(difference_up(y, reference), error), y)
+
+
+def _variance_spread(call: Evaluation) -> Any:
+    r = call.radius(0)
+    if r is None:
+        return nothing(call)
+    layout = _layout(call)
+    if not _is_defined(call, layout):
+        return _unknown(call)
+    mean = layout.shaped(mean_up(r, layout.dims, keepdim=True))
+    if call.name.startswith("std"):
+        return _like_outputs(call, _deviation_spread(r, layout), mean)
+    z = _two_pass(call.args[0], layout)
+    # n = 1: x - m is 0 whatever x is, and so is the variance.
+    first = mul_up(sum_up(mul_up(z.centred, r), layout.dims, keepdim=True), 2.0)
+    second = _sum_of_squares(r, layout)
+    moved = div_up(add_up(first, second), torch.full_like(second, layout.divisor))
+    return _like_outputs(call, layout.shaped(moved), mean)
+
+
+def _sum_of_squares(r: Tensor, layout: _Layout) -> Tensor:
+    return sum_up(mul_up(r, r), layout.dims, keepdim=True)
+
+
+def _deviation_spread(r: Tensor, layout: _Layout) -> Tensor:
+    length = norm_up(r, layout.dims, keepdim=True)
+    root = torch.full_like(length, sqrt_down(layout.divisor))
+    return layout.shaped(div_up(length, root))
+
+
+def _variance_second_order(call: Evaluation) -> Any:
+    r = call.radius(0)
+    if r is None:
+        return nothing(call)
+    layout = _layout(call)
+    if not _is_defined(call, layout):
+        return _unknown(call)
+    squares = _sum_of_squares(r, layout)
+    if not call.name.startswith("std"):
+        found = div_up(squares, torch.full_like(squares, layout.divisor))
+        return _like_outputs(call, layout.shaped(found), None)
+    z = _two_pass(call.args[0], layout)
+    spread = div_up(norm_up(r, layout.dims, keepdim=True), sqrt_down(layout.divisor))
+    root = sqrt_down(sub_down(z.variance, z.variance_error))
+    curved = norm_remainder(spread, root)
+    return _like_outputs(call, layout.shaped(curved), None)
+
+
+def norm_remainder(move: Tensor, size: Tensor) -> Tensor:
+    """Second-order remainder of a norm: at most |e|^2 / (2 (|x| - |e|)); infinite about 0.
+
+    With t the part of e along x and p across: |x + e| = sqrt((|x| + t)^2 + p^2), and
+    sqrt(a^2 + p^2) - a <= p^2 / (2 a) for a = |x| + t >= |x| - |e|.
+
+    Args:
+        move: Upper bound of |e|.
+        size: Lower bound of |x|.
+    """
+    rest = sub_down(size, move)
+    near = div_up(mul_up(move, move), torch.where(rest > 0, 2.0 * rest, 0.0))
+    return torch.where(move == 0, 0.0, near)
+
+
+# -- norms -------------------------------------------------------------------------------
+
+
+def _order(call: Evaluation) -> float:
+    given = call.arg(1, "ord", 2)
+    return 2.0 if given is None else float(given)
+
+
+def _norm_layout(call: Evaluation) -> tuple[tuple[int, ...], bool]:
+    return reduced_dims(call, 2)
+
+
+def _norm_rounding(call: Evaluation) -> Bound:
+    x, order = call.args[0], _order(call)
+    dims, keepdim = _norm_layout(call)
+    n = count_of(x, dims)
+    if order in (math.inf, -math.inf, 0.0):
+        bound = torch.zeros_like(call.y)
+    elif order == 1.0:
+        size = sum_up(x.abs(), dims, keepdim=keepdim)
+        bound = mul_up(size, gamma_up(n, UNIT_ROUNDOFF))
+    elif order == 2.0:
+        # The root halves the relative error of the sum of squares; n + 2 roundings in all.
+        size = norm_up(x, dims, keepdim=keepdim)
+        bound = mul_up(size, gamma_up(n + 2, UNIT_ROUNDOFF))
+        if bool(((x != 0) & (x.abs() < 2.0**-510)).any()):  # squares that underflow
+            bound = add_up(bound, sqrt_up(n * TINY))
+    else:
+        return torch.full_like(call.y, math.inf)
+    return unknown_unless_finite(bound, call.y)
+
+
+def _norm_spread(call: Evaluation) -> Bound:
+    r, order = call.radius(0), _order(call)
+    if r is None:
+        return None
+    dims, keepdim = _norm_layout(call)
+    if order == 2.0:
+        return norm_up(r, dims, keepdim=keepdim)
+    if order == 1.0:
+        return sum_up(r, dims, keepdim=keepdim)
+    if order in (math.inf, -math.inf):
+        return torch.amax(r, dims, keepdim=keepdim) if dims else r
+    if order == 0.0:  # the number of entries that are not zero
+        open_entries = (r > 0) & ~(call.args[0].abs() > r)
+        return torch.sum(open_entries, dims or None, keepdim=keepdim).to(torch.float64)
+    return torch.full_like(call.y, math.inf)
+
+
+def _norm_second_order(call: Evaluation) -> Bound:
+    r, order = call.radius(0), _order(call)
+    if r is None or order in (1.0, math.inf, -math.inf, 0.0):
+        return None
+    if order != 2.0:
+        return torch.full_like(call.y, math.inf)
+    dims, keepdim = _norm_layout(call)
+    size = norm_up(call.args[0], dims, keepdim=keepdim)
+    # norm_up exceeds the norm by at most n + 5 roundings.
+    low = torch.clamp_min(size * (1.0 - 2.0 * gamma_up(count_of(r, dims) + 8, UNIT_ROUNDOFF)), 0.0)
+    return norm_remainder(norm_up(r, dims, keepdim=keepdim), low)
+
+
+def _norm_doubt(call: Evaluation) -> Tensor | None:
+    """Where a kink may be crossed: the origin for the 2-norm, a sign or a rival for others."""
+    x, r, order = call.args[0], call.radius(0), _order(call)
+    if r is None:
+        return None
+    dims, keepdim = _norm_layout(call)
+    if order == 2.0:
+        low = torch.linalg.vector_norm(x, 2, dims or None, keepdim=keepdim) * (1 - 2.0**-20)
+        return (norm_up(r, dims, keepdim=keepdim) >= low) & (_most(r, dims, keepdim) > 0)
+    if order in (1.0, 0.0):
+        return _most(((r > 0) & ~(x.abs() > r)).to(r), dims, keepdim) > 0
+    return _most(r, dims, keepdim) > 0
+
+
+def _most(r: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+    return torch.amax(r, dims, keepdim=keepdim) if dims and r.numel() else r
+
+
+def _deviation_doubt(call: Evaluation) -> Any:
+    """The kink of a standard deviation is 0: all entries equal."""
+    r = call.radius(0)
+    if r is None or not call.name.startswith("std"):
+        return nothing(call)
+    layout = _layout(call)
+    if not _is_defined(call, layout):
+        return nothing(call)
+    z = _two_pass(call.args[0], layout)
+    low = sqrt_down(sub_down(z.variance, z.variance_error))
+    reach = div_up(norm_up(r, layout.dims, keepdim=True), sqrt_down(layout.divisor))
+    mask = layout.shaped((reach > 0) & ~(low > reach))
+    return _like_outputs(call, mask, None)
+
+
+def _moment(name: str, kinks: str, *examples: Example) -> Op:
+    return Op(
+        name=name,
+        kind=Kind.REDUCTION,
+        rounding=_variance_rounding,
+        spread=_variance_spread,
+        second_order=_variance_second_order,
+        doubt=_deviation_doubt,
+        kinks=kinks,
+        source="measured against two passes with a proved bound",
+        domain="n > correction",
+        examples=examples,
+    )
+
+
+def _variance_examples(**kwargs: Any) -> tuple[Example, ...]:
+    def shifted(size: float, by: float) -> Maker:
+        return lambda g: normal(2, 9, scale=size)(g) + by
+
+    return (
+        example(normal(3, 7), [1], correction=0, keepdim=True, **kwargs),
+        example(swapped(normal(2, 40)), [0], correction=1, **kwargs),
+        example(shifted(1.0, 1e4), [1], correction=0, **kwargs),
+        example(shifted(1e-7, 1e9), [1], correction=0, **kwargs),
+        example(wild(3, 6, exponent=60.0), [0, 1], correction=1, **kwargs),
+        example(normal(5, scale=1e-170), [0], correction=1, **kwargs),
+        example(normal(1, 3), [0], correction=0, **kwargs),
+    )
+
+
+MOMENTS: tuple[Op, ...] = (
+    _moment("var", "none", *_variance_examples()),
+    _moment("var_mean", "none", *_variance_examples()),
+    _moment("std", "all entries equal", *_variance_examples()),
+    _moment("std_mean", "all entries equal", *_variance_examples()),
+    Op(
+        name="linalg_vector_norm",
+        kind=Kind.REDUCTION,
+        rounding=_norm_rounding,
+        spread=_norm_spread,
+        second_order=_norm_second_order,
+        doubt=_norm_doubt,
+        kinks="x = 0 for the 2-norm, an entry of 0 for the 1-norm, ties for the largest entry",
+        source="sum of n squares in any order, and a root (Higham 2002, sec. 3.1)",
+        examples=(
+            example(normal(3, 5), 2, [1]),
+            example(normal(300), 2),
+            example(wild(4, 6), 2, [0], True),
+            example(normal(7, scale=1e-163), 2),
+            example(wild(4, 6), 1, [1]),
+            example(normal(3, 4), math.inf, [1]),
+            example(normal(3, 4), -math.inf),
+        ),
+    ),
+)

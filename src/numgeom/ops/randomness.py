@@ -1,0 +1,47 @@
+"""Which ops draw at random?
+
+What they drew is a constant of the recorded program (theory: the exact value is that of the same
+draws). So these entries serve programs that still hold the op itself; a replay of a recording
+never meets them.
+"""
+
+from numgeom.ops.balls import nothing
+from numgeom.ops.entry import Kind, Op
+
+_NAMES = (
+    "_sample_dirichlet",
+    "_standard_gamma",
+    "bernoulli",
+    "binomial",
+    "cauchy",
+    "exponential",
+    "geometric",
+    "log_normal",
+    "multinomial",
+    "normal",
+    "normal_functional",
+    "poisson",
+    "rand",
+    "rand_like",
+    "randint",
+    "randint_like",
+    "randn",
+    "randn_like",
+    "random",
+    "randperm",
+    "uniform",
+)
+
+RANDOM: tuple[Op, ...] = tuple(
+    Op(
+        name=name,
+        kind=Kind.RANDOM,
+        rounding=nothing,
+        spread=nothing,
+        second_order=nothing,
+        doubt=nothing,
+        kinks="none: the draw is a constant of the program",
+        source="the draw is a constant of the program",
+    )
+    for name in _NAMES
+)

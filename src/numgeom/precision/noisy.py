@@ -1,0 +1,200 @@
+"""What does a step give when every operation rounds as its format does?
+
+Monte Carlo arithmetic (Parker 1997) on a recorded program: it runs in float64, and every call's
+result is rounded to the format that the call ran in. Rounding a result is known and done; the
+errors that a kernel makes inside are unknown and drawn (`numgeom.precision.kernels`). So casts,
+underflow, overflow and units that change sides at a kink all happen as they would in the real run.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from numgeom.arithmetic.formats import Format, format_of, round_to
+from numgeom.precision.kernels import MEAN_SQUARE, kernel_of
+from numgeom.recording import Program
+from numgeom.recording.program import OnCall
+from numgeom.recording.replay import ProgramInterpreter
+
+Operands = Callable[[fx.Node], Format | None]
+"""Tells to which format the operands of a call are rounded first; None: they stay as they are."""
+
+# Exact: they move entries and compute none; their results are numbers of the format already.
+MOVING = frozenset({
+    "view", "_unsafe_view", "reshape", "t", "transpose", "permute", "expand", "slice", "select",
+    "squeeze", "unsqueeze", "clone", "alias", "detach", "as_strided", "as_strided_scatter", "cat",
+    "stack", "split", "split_with_sizes", "unsafe_split", "unbind", "relu", "neg", "abs", "index",
+    "index_select", "gather", "embedding", "flip", "roll", "repeat", "constant_pad_nd", "where",
+    "masked_fill", "slice_backward", "select_backward", "threshold_backward", "max", "min", "amax",
+    "amin", "max_pool2d_with_indices", "topk", "sort", "maximum", "minimum", "tril", "triu",
+    "unfold", "diagonal", "lift_fresh_copy",
+})  # fmt: skip
+
+
+def op_name(node: fx.Node) -> str:
+    """The name of a call's op, without namespace and overload: "mm" of aten.mm.default."""
+    return str(node.target).partition(".")[2].partition(".")[0] or str(node.target)
+
+
+class NoisyReplay(ProgramInterpreter):
+    """One sample of what a program gives in finite precision.
+
+    After `evaluate`, `local` holds what rounding and kernels added at each call, by call and path
+    of the output, where `keep_local` was asked for: computed result minus the result over the
+    reals for the operands that the call really got.
+
+    Args:
+        program: A program as it was recorded; one that `decompose` opened knows no formats.
+        seed: Decides the errors inside the kernels.
+        operands: Formats of operands that differ from the recorded ones.
+        keep_local: Whether to keep the local errors.
+        on_call: Called with every node and its value.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        seed: int,
+        operands: Operands | None = None,
+        keep_local: bool = False,
+        on_call: OnCall | None = None,
+    ) -> None:
+        """Prepare a sample."""
+        super().__init__(program, dtype=torch.float64, on_call=on_call)
+        self._operands = operands
+        self._keep = keep_local
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self.local: dict[fx.Node, dict[tuple[int, ...], Tensor]] = {}
+
+    def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Run one call, then err as its kernel would."""
+        if node.target is operator.getitem:
+            return super().call(node, args, kwargs)
+        plain = None
+        if self._operands is not None:
+            fmt = self._operands(node)
+            if fmt is not None:
+                if self._keep:
+                    plain = super().call(node, args, kwargs)
+                args = tuple(round_operand(a, fmt) for a in args)
+        y = super().call(node, args, kwargs)
+        return self._perturbed(node, args, y, y if plain is None else plain)
+
+    def _perturbed(self, node: fx.Node, args: Any, y: Any, exact: Any) -> Any:
+        metas = node.meta["tensors"]
+        moving = op_name(node) in MOVING
+        if isinstance(y, Tensor):
+            return self._one(node, args, y, exact, metas) if not moving or exact is not y else y
+        if moving or not isinstance(y, (list, tuple)):
+            return y
+        parts = [p if _is_real(p) else None for p in y]
+        deviations = kernel_of(op_name(node)).inside(args, parts)
+        found = []
+        for i, part in enumerate(y):
+            meta = metas.get((i,))
+            if not _is_real(part) or meta is None:
+                found.append(part)
+            else:
+                found.append(self._rounded(node, (i,), part, exact[i], meta.dtype, deviations[i]))
+        return found
+
+    def _one(self, node: fx.Node, args: Any, y: Tensor, exact: Tensor, metas: Any) -> Tensor:
+        meta = metas.get(())
+        if not _is_real(y) or meta is None:
+            return y
+        narrow = meta.dtype.itemsize < 4
+        kernel = kernel_of(op_name(node))
+        deviations = [None] if narrow and not kernel.low else kernel.inside(args, [y])
+        return self._rounded(node, (), y, exact, meta.dtype, deviations[0])
+
+    def _rounded(
+        self,
+        node: fx.Node,
+        path: tuple[int, ...],
+        y: Tensor,
+        exact: Tensor,
+        dtype: torch.dtype,
+        deviation: Tensor | None,
+    ) -> Tensor:
+        if not dtype.is_floating_point or dtype is torch.float64:
+            return y
+        found = y
+        u = format_of(dtype).unit_roundoff
+        if dtype.itemsize < 4:  # such kernels compute in float32
+            u = 2.0**-24
+            found = self._kept_in_16_bits(node, path, found, format_of(dtype).unit_roundoff)
+        if deviation is not None:
+            found = found + self._noise(deviation.mul_(u).expand_as(y))
+        found = found.to(dtype).to(torch.float64)
+        if self._keep:
+            self.local.setdefault(node, {})[path] = difference(found, exact)
+        return found
+
+    def _kept_in_16_bits(self, node: fx.Node, path: tuple[int, ...], y: Tensor, u: float) -> Tensor:
+        low = kernel_of(op_name(node)).low
+        factor = low[min(path[0] if path else 0, len(low) - 1)] if low else 0.0
+        if not factor or not y.numel():
+            return y
+        size = y.pow(2).mean(-1, keepdim=True).sqrt() if y.dim() else y.abs()
+        deviation = size.mul_(factor * u * math.sqrt(MEAN_SQUARE))
+        return y + self._noise(deviation.expand_as(y))
+
+    def _noise(self, deviation: Tensor) -> Tensor:
+        """Uniform noise of mean 0 with the given standard deviation, float32.
+
+        Every byte that the generator gives makes one number: 256 levels are enough here, and
+        torch's own uniform numbers would take most of the time of a noisy replay.
+        """
+        generator = self._generators.get(deviation.device)
+        if generator is None:
+            generator = torch.Generator(deviation.device).manual_seed(self._seed)
+            self._generators[deviation.device] = generator
+        count = deviation.numel()
+        words = torch.empty((count + 7) // 8, dtype=torch.int64, device=deviation.device)
+        levels = words.random_(-(2**63), None, generator=generator).view(torch.int8)[:count]
+        noise = levels.to(torch.float32).add_(0.5).mul_(_LEVEL)
+        return noise.view(deviation.shape).mul_(deviation)
+
+
+# -127.5, -126.5, ..., 127.5 times this have the mean square 1.
+_LEVEL = math.sqrt(12.0 / (256.0**2 - 1.0))
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def round_operand(value: Any, fmt: Format) -> Any:
+    """Round an operand as hardware takes it in; formats of 8 bits are scaled to their range.
+
+    The scale is a power of two, so that scaling itself is exact (per-tensor scaling, Micikevicius
+    et al. 2022, sec. 3).
+    """
+    if not _is_real(value):
+        return value
+    scale = 1.0
+    if fmt.precision < 8 and value.numel():
+        largest = float(value.abs().max())
+        if 0.0 < largest < torch.inf:
+            exponent = torch.tensor(fmt.largest / largest).log2().floor()
+            scale = 2.0 ** float(exponent)
+    return round_to((value * scale).to(torch.float64), fmt) / scale
+
+
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """Subtract b from a; equal entries differ by nothing, infinities (masks) and NaN included."""
+    same = (a == b) | (a.isnan() & b.isnan())
+    return torch.where(same, 0.0, a - b)
+
+
+def gradients_of(
+    program: Program, *, seed: int, operands: Operands | None = None
+) -> Mapping[str, Tensor]:
+    """One sample of the gradients in finite precision, float64 tensors by parameter."""
+    return NoisyReplay(program, seed=seed, operands=operands).evaluate().gradients
