@@ -30,6 +30,7 @@ from numgeom.semantics.twins import COLLISION_PROBABILITY
 METHODS = ("auto", "ball", "kantorovich", "reference")
 
 USEFUL = 0.1  # a larger ball radius, relative to the gradient, would say nothing worth saying
+NEGLIGIBLE = 1e-12  # so is one below this part of the gradient, whatever error was observed
 SHARP = 0.1  # a ball radius up to this part of the observed error is sharp enough
 
 ASSUMPTIONS = (
@@ -110,7 +111,9 @@ def find_radii(
     if method in ("auto", "ball"):
         say("ball arithmetic")
         ball = _ball(opened, ops, seed)
-        if method == "ball" or ball.unknown_ops or ball.total <= SHARP * error_norm:
+        size = math.hypot(*(float(m.norm()) for m in ball.midpoints.values()))
+        sharp = max(SHARP * error_norm, NEGLIGIBLE * size)
+        if method == "ball" or ball.unknown_ops or ball.total <= sharp:
             return ball
     # The rest is for labels of exact ties.
     probes = max(failure_probability - COLLISION_PROBABILITY, failure_probability / 2)
