@@ -112,7 +112,8 @@ def linspace(args: tuple[Any, ...], kwargs: dict[str, Any]) -> np.ndarray:
 
 
 def truths(x: np.ndarray) -> np.ndarray:
-    return np.array([not (v == 0) for v in x.reshape(-1)], bool).reshape(x.shape)  # noqa: SIM201
+    flat = [not (v == 0) for v in x.reshape(-1)]  # noqa: SIM201 - Arb has its own !=
+    return np.array(flat, bool).reshape(x.shape)
 
 
 def cast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> np.ndarray:

@@ -250,6 +250,7 @@ def test_a_broadcast_divisor_is_counted_as_often_as_it_stands() -> None:
 
 def test_integers_that_float64_cannot_hold_are_unknown() -> None:
     assert facts("mul", row(1.5), torch.tensor([2**53 + 1]))[1] == [INF]
+    assert facts("mul", row(1.5), torch.tensor([-(2**63)]))[1] == [INF]
     assert facts("mul", row(1.5), torch.tensor([2**53 - 1]))[1] != [INF]
 
 

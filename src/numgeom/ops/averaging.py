@@ -21,12 +21,13 @@ from numgeom.arithmetic.rounding import (
     gamma_up,
     mul_up,
 )
+from numgeom.ops.accumulation import with_data
 from numgeom.ops.balls import nothing, unknown_unless_finite
 from numgeom.ops.drawing import wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.pooling import as_list
-from numgeom.ops.scatter import with_data
+from numgeom.ops.reals import real_only
 from numgeom.ops.windows import adaptive_windows
 
 Count = Callable[[Evaluation], int]
@@ -95,7 +96,7 @@ def _adaptive_terms(call: Evaluation) -> int:
 
 _ADAPTIVE = example(wild(1, 2, 5, 4, exponent=30.0), [3, 2])
 
-AVERAGING: tuple[Op, ...] = (
+AVERAGING: tuple[Op, ...] = real_only(
     _average("avg_pool1d", _pool_terms, example(normal(1, 2, 7), [3], [2], [1])),
     _average(
         "avg_pool2d",

@@ -16,6 +16,7 @@ from numgeom.ops.balls import is_decision, lower_end, nothing, real_radius, trut
 from numgeom.ops.drawing import booleans, integers, whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.reals import real_only
 
 
 def cast_rounding(x: Tensor, y: Tensor) -> Bound:
@@ -92,7 +93,7 @@ def _to(dtype: torch.dtype, *draws: Any) -> tuple[Example, ...]:
     return tuple(example(draw, dtype=dtype) for draw in draws)
 
 
-CASTING: tuple[Op, ...] = (
+CASTING: tuple[Op, ...] = real_only(
     _cast(
         "_to_copy",
         *_to(torch.float64, wild(3, 2), integers(-5, 5, 4), booleans(4), integers(2**60, 2**61, 4)),

@@ -26,6 +26,7 @@ from numgeom.ops.balls import (
 from numgeom.ops.drawing import integers, swapped, whole_numbers, wild
 from numgeom.ops.entry import Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.reals import real_only
 from numgeom.ops.reduction import doubt_of_any, reduced_dims
 
 aten = torch.ops.aten
@@ -308,7 +309,7 @@ def _choice(
 
 _TIES = example(whole_numbers(0, 3, 3, 5), 1)
 
-CHOICE: tuple[Op, ...] = (
+CHOICE: tuple[Op, ...] = real_only(
     _choice(
         "amax",
         monotone_spread,

@@ -18,7 +18,7 @@ from numgeom.ops.elementwise import (
     Operand,
     finish_rounding,
     finish_spread,
-    inexact_integers,
+    is_float64,
     operand,
     repeats,
     unknown,
@@ -143,7 +143,7 @@ def measured(
 
     def rounding(call: Evaluation) -> Bound:
         name = function if isinstance(function, str) else function(call)
-        if name is None or inexact_integers(call):
+        if name is None or not is_float64(call):
             return unknown(call)
         inputs = tuple(operand(call, i) for i in range(count))
         full = torch.broadcast_tensors(*(item.x for item in inputs))

@@ -29,6 +29,7 @@ from numgeom.ops.bilinear import (
 from numgeom.ops.drawing import integers, swapped, tiny, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.reals import real_only
 
 _SOURCE = "sum of n products in any order (Higham 2002, sec. 3.1)"
 
@@ -159,7 +160,7 @@ def _summed_batches(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a, b).sum(0)
 
 
-CONTRACTION: tuple[Op, ...] = (
+CONTRACTION: tuple[Op, ...] = real_only(
     _product(
         "mm",
         torch.mm,

@@ -28,6 +28,7 @@ from numgeom.ops.bilinear import (
 from numgeom.ops.drawing import tiny, wild
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.reals import real_only
 
 aten = torch.ops.aten
 
@@ -172,7 +173,7 @@ _LINE = _settings(1, stride=3, padding=1)
 _DEPTHWISE = _settings(2, padding=1, groups=3)
 _ALL = [True, True, True]
 
-CONVOLUTION: tuple[Op, ...] = (
+CONVOLUTION: tuple[Op, ...] = real_only(
     Op(
         name="convolution",
         kind=Kind.CONTRACTION,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from numgeom.arithmetic.lower_bounds import sub_down
+from numgeom.arithmetic.lower_bounds import mul_down, sub_down
 from numgeom.arithmetic.rounding import (
     TINY,
     UNIT_ROUNDOFF,
@@ -33,8 +33,9 @@ from numgeom.arithmetic.rounding import (
 )
 from numgeom.ops.balls import filled, unknown_unless_finite
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
-from numgeom.ops.examples import example, normal
+from numgeom.ops.examples import Maker, example, normal
 from numgeom.ops.moments import norm_remainder
+from numgeom.ops.reals import real_only
 
 _MANY_POINTS = 25  # aten/src/ATen/native/Distance.cpp: beyond it p = 2 takes the products way
 
@@ -64,7 +65,8 @@ def _rounding(call: Evaluation) -> Bound:
         off = add_up(off, (4 * k + 8) * TINY)
         near = add_up(sqrt_up(off), mul_up(call.y, 2.0 * UNIT_ROUNDOFF))
         # y^2 - d^2 = (y - d) (y + d), and y + d >= y.
-        far = add_up(div_up(off, sub_down(call.y, near)), mul_up(call.y, 2.0 * UNIT_ROUNDOFF))
+        low = mul_down(call.y, 1.0 - 4.0 * UNIT_ROUNDOFF)
+        far = add_up(div_up(off, low), mul_up(call.y, 2.0 * UNIT_ROUNDOFF))
         bound = torch.minimum(near, far)
     return unknown_unless_finite(bound, call.y)
 
@@ -208,7 +210,11 @@ def _backward_example(*, coincide: bool) -> Example:
     return Example(make, "one pair coincides" if coincide else "")
 
 
-DISTANCES: tuple[Op, ...] = (
+def _about(centre: float, *shape: int) -> Maker:
+    return lambda g: normal(*shape, scale=1e-3)(g) + centre
+
+
+DISTANCES: tuple[Op, ...] = real_only(
     Op(
         name="_cdist_forward",
         kind=Kind.CONTRACTION,
@@ -225,6 +231,8 @@ DISTANCES: tuple[Op, ...] = (
             example(normal(3, 4), normal(2, 4), math.inf, None),
             example(normal(3, 4), normal(2, 4), 2.0, 1),
             example(normal(1, 3), normal(30, 3), 2.0, 0),
+            # Far from the origin: products cancel.
+            example(_about(1e4, 2, 3), _about(1e4, 2, 3), 2.0, 1),
         ),
     ),
     Op(

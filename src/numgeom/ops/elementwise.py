@@ -68,23 +68,18 @@ def operand(call: Evaluation, position: int, name: str = "", default: Any = None
     return Operand(wide, either(doubt, off_by, 0.0), whole=True)
 
 
-def operands(call: Evaluation, count: int, names: tuple[str, ...] = ()) -> tuple[Operand, ...]:
-    """The first arguments, in order."""
-    return tuple(operand(call, i, names[i] if names else "") for i in range(count))
-
-
 def is_decision(y: Any) -> bool:
     """Whether an output is made of integers or booleans."""
     return isinstance(y, Tensor) and not y.is_floating_point() and not y.is_complex()
 
 
-def inexact_integers(call: Evaluation) -> bool:
-    """Whether an integer argument is too large for float64, so that converting it rounds."""
+def is_float64(call: Evaluation) -> bool:
+    """Whether float64 numbers go in and come out; integers have to be exact in float64."""
     for value in (*call.args, *call.kwargs.values()):
         wide = isinstance(value, Tensor) and value.dtype == torch.int64 and value.numel() > 0
-        if wide and int(value.abs().max()) > _LARGEST_EXACT_INTEGER:
-            return True
-    return False
+        if wide and max(int(value.max()), -int(value.min())) > _LARGEST_EXACT_INTEGER:
+            return False
+    return call.y.dtype == torch.float64
 
 
 def finish_spread(call: Evaluation, bound: Tensor, inputs: tuple[Operand, ...]) -> Tensor:
@@ -108,7 +103,7 @@ def finish_spread(call: Evaluation, bound: Tensor, inputs: tuple[Operand, ...]) 
 
 def finish_rounding(call: Evaluation, bound: Tensor, inputs: tuple[Operand, ...]) -> Tensor:
     """Where y is not finite: exact if it comes from an infinity, else unknown."""
-    if call.y.dtype != torch.float64 or inexact_integers(call):
+    if not is_float64(call):
         return unknown(call)
     finite = torch.isfinite(call.y)
     if not bool(finite.all()):
@@ -230,7 +225,7 @@ def elementary_rounding(name: str) -> Callable[[Evaluation], Bound]:
 
     def rounding(call: Evaluation) -> Bound:
         x, y = operand(call, 0).x, call.y
-        if inexact_integers(call):
+        if not is_float64(call):
             return unknown(call)
         bound = elementary_error(name, y, x)
         if function.above > -math.inf:

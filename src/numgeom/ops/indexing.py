@@ -27,6 +27,7 @@ from numgeom.ops.drawing import booleans, integers, several, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.movement import moved_doubts, moved_radii
+from numgeom.ops.reals import real_only
 
 aten = torch.ops.aten
 
@@ -134,7 +135,7 @@ def _masked_select_doubt(call: Evaluation) -> Any:
     return torch.masked_select(doubt.expand(shape), call.args[1])
 
 
-INDEXING: tuple[Op, ...] = (
+INDEXING: tuple[Op, ...] = real_only(
     _picking("gather", example(wild(3, 4), 1, integers(0, 4, 3, 2)), index=2),
     _picking(
         "index_select",

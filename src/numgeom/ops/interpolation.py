@@ -32,12 +32,13 @@ from numgeom.arithmetic.rounding import (
     matmul_up,
     mul_up,
 )
+from numgeom.ops.accumulation import accumulation
 from numgeom.ops.balls import nothing, unknown_unless_finite
 from numgeom.ops.drawing import wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.movement import movement
-from numgeom.ops.scatter import accumulation
+from numgeom.ops.reals import real_only
 
 
 class _Weights(NamedTuple):
@@ -144,7 +145,7 @@ def _nearest(name: str) -> Any:
     )
 
 
-INTERPOLATION: tuple[Op, ...] = (
+INTERPOLATION: tuple[Op, ...] = real_only(
     _linear(
         "upsample_linear1d",
         example(normal(1, 2, 4), [7], False),

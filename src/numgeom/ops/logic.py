@@ -20,6 +20,7 @@ from numgeom.ops.balls import (
 from numgeom.ops.drawing import booleans, integers, whole_numbers
 from numgeom.ops.entry import Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.reals import real_only
 
 aten = torch.ops.aten
 
@@ -99,7 +100,7 @@ _BITS = example(integers(0, 9, 3, 4), integers(0, 9, 4))
 _BOOLEANS = example(booleans(3, 4), booleans(4))
 _REALS = example(whole_numbers(-1, 2, 3, 4), booleans(4))
 
-LOGIC: tuple[Op, ...] = (
+LOGIC: tuple[Op, ...] = real_only(
     _logic("logical_and", _BOOLEANS, _REALS, kinks="0, for real arguments"),
     _logic("logical_or", _BOOLEANS, _REALS, kinks="0, for real arguments"),
     _logic("logical_xor", _BOOLEANS, _REALS, kinks="0, for real arguments"),

@@ -22,6 +22,7 @@ from numgeom.ops.balls import (
 from numgeom.ops.drawing import booleans, whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.reals import real_only
 
 
 def pick(
@@ -117,7 +118,7 @@ def _scatter_doubt(call: Evaluation) -> Any:
     return doubtful(call) if any(any_doubt(call.doubt(p)) for p in range(3)) else None
 
 
-MASKING: tuple[Op, ...] = (
+MASKING: tuple[Op, ...] = real_only(
     Op(
         name="where",
         kind=Kind.EXACT,

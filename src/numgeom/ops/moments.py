@@ -42,6 +42,7 @@ from numgeom.ops.balls import nothing, unknown_unless_finite
 from numgeom.ops.drawing import swapped, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import Maker, example, normal
+from numgeom.ops.reals import real_only
 from numgeom.ops.reduction import count_of, mean_up, reduced_dims, tiny_where
 
 # -- variance ----------------------------------------------------------------------------
@@ -353,7 +354,7 @@ def _variance_examples(**kwargs: Any) -> tuple[Example, ...]:
     )
 
 
-MOMENTS: tuple[Op, ...] = (
+MOMENTS: tuple[Op, ...] = real_only(
     _moment("var", "none", *_variance_examples()),
     _moment("var_mean", "none", *_variance_examples()),
     _moment("std", "all entries equal", *_variance_examples()),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from numgeom.ops.balls import doubtful, is_decision, nothing, real_radius, unknown
+from numgeom.ops.balls import doubtful, nothing, real_radius, unknown
 from numgeom.ops.entry import Evaluation, Example, Kind, Op
 
 aten = torch.ops.aten
@@ -55,7 +55,7 @@ def moved_radii(
     if all(_is_none(f) for f in found):
         return nothing(call)
     moved = _apply(call, data, constants, found)
-    return _per_output(call, moved, lambda y, m: None if is_decision(y) else m)
+    return _per_output(call, moved, lambda y, m: None if _has_doubts(y) else m)
 
 
 def moved_doubts(
@@ -64,11 +64,16 @@ def moved_doubts(
     """Doubts of y, where it holds decisions: those of x, moved."""
     if _reads_bits(call):
         return doubtful(call) if _is_inexact(call, data) else nothing(call)
-    found = [_each(lambda x, r, d: d if is_decision(x) else None, call, p) for p in data]
+    found = [_each(lambda x, r, d: d if _has_doubts(x) else None, call, p) for p in data]
     if all(_is_none(f) for f in found):
         return nothing(call)
     moved = _apply(call, data, constants, [_as_numbers(f) for f in found])
-    return _per_output(call, moved, lambda y, m: m != 0 if is_decision(y) else None)
+    return _per_output(call, moved, lambda y, m: m != 0 if _has_doubts(y) else None)
+
+
+def _has_doubts(x: Any) -> bool:
+    """Whether a value carries doubts: a decision, or complex numbers (certain or unknown)."""
+    return isinstance(x, Tensor) and not x.is_floating_point()
 
 
 def _is_inexact(call: Evaluation, data: tuple[int, ...]) -> bool:

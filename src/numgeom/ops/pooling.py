@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from numgeom.arithmetic.rounding import add_up, cover_roundings
+from numgeom.ops.accumulation import accumulated_rounding, accumulated_spread
 from numgeom.ops.balls import (
     any_doubt,
     filled,
@@ -31,7 +32,7 @@ from numgeom.ops.choice import monotone_spread
 from numgeom.ops.drawing import whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import Maker, example, normal
-from numgeom.ops.scatter import accumulated_rounding, accumulated_spread
+from numgeom.ops.reals import real_only
 from numgeom.ops.windows import adaptive_windows, regular_windows
 
 
@@ -176,7 +177,7 @@ def _with_indices(name: str, x: Maker, *settings: Any) -> Example:
 _REST = ([0, 0], [1, 1], False)
 _TIED = whole_numbers(0, 2, 1, 2, 4, 4)  # zeros as after a ReLU
 
-POOLING: tuple[Op, ...] = (
+POOLING: tuple[Op, ...] = real_only(
     _pool(
         "max_pool2d_with_indices",
         example(normal(1, 2, 5, 4), [2, 2]),

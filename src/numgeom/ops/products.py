@@ -33,6 +33,7 @@ from numgeom.ops.balls import (
 from numgeom.ops.drawing import integers, wild
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, normal, uniform
+from numgeom.ops.reals import real_only
 
 
 def _slices(call: Evaluation) -> tuple[Tensor, Bound, int]:
@@ -132,7 +133,7 @@ def _product(name: str, *examples: Any) -> Op:
     )
 
 
-PRODUCTS: tuple[Op, ...] = (
+PRODUCTS: tuple[Op, ...] = real_only(
     _product(
         "prod",
         example(normal(3, 4), 1),

@@ -31,6 +31,7 @@ from numgeom.ops.balls import (
 from numgeom.ops.drawing import booleans, integers, swapped, whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.reals import real_only
 
 _SUM_SOURCE = "sum of n terms in any order (Higham 2002, sec. 4.2)"
 
@@ -81,7 +82,7 @@ def _sum_rounding(call: Evaluation) -> Bound:
     x = call.args[0]
     dims, keepdim = reduced_dims(call)
     n = count_of(x, dims)
-    if n <= 1:
+    if n <= 1 and not is_decision(x):
         return None
     size = sum_up(_sizes(call), dims, keepdim=keepdim)
     if is_decision(x) and bool((size <= 2.0**53).all()):
@@ -104,12 +105,12 @@ def _mean_rounding(call: Evaluation) -> Bound:
     n = count_of(x, dims)
     if n == 0:
         return unknown_unless_finite(torch.zeros_like(call.y), call.y)
-    if n == 1:
+    if n == 1 and not is_decision(x):
         return None
     size = mean_up(_sizes(call), dims, keepdim=keepdim)
-    return unknown_unless_finite(
-        add_up(mul_up(size, gamma_up(n + 1, UNIT_ROUNDOFF)), tiny_where(size > 0)), call.y
-    )
+    # One more: an integer may round on its way to float64.
+    bound = mul_up(size, gamma_up(n + 2, UNIT_ROUNDOFF))
+    return unknown_unless_finite(add_up(bound, tiny_where(size > 0)), call.y)
 
 
 def mean_up(terms: Tensor, dims: tuple[int, ...], *, keepdim: bool) -> Tensor:
@@ -219,7 +220,7 @@ def _truth(name: str, *examples: Example) -> Op:
     )
 
 
-REDUCTION: tuple[Op, ...] = (
+REDUCTION: tuple[Op, ...] = real_only(
     _reduction(
         "sum",
         _sum_rounding,

@@ -1,18 +1,11 @@
-"""How far can entries move and round that several others are written or added to?
+"""How far can entries move and round that others are written over, or added to?
 
-Accumulation. y_o is x_o plus all entries of the source that go to o: a linear op whose coefficients
-are 0 and 1. Applied to radii it bounds the spread, applied to |x| and |source| the sizes, and
-applied to "is not 0" it counts the terms n_o of every entry. Adding a zero is exact, so each of the
-other terms meets at most n_o - 1 roundings, in any order: |error| <= gamma_{n_o - 1} sum |terms|.
-
-Replacement. Where several entries are written to one place, which one stays is not documented; the
-radius is the largest of theirs, so that it holds for the one that the evaluation kept.
-
-Where a target index is in doubt nothing is known of the result.
+Accumulation: see `accumulation`. Replacement: where several entries are written to one place, which
+one stays is not documented; the radius is the largest of theirs, so that it holds for the one that
+the evaluation kept. Where a target index is in doubt nothing is known of the result.
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,13 +16,19 @@ from numgeom.arithmetic.rounding import (
     UNIT_ROUNDOFF,
     add_up,
     cover_roundings,
-    div_up,
     gamma_up,
     mul_up,
 )
+from numgeom.ops.accumulation import (
+    SUM_SOURCE,
+    accumulated_rounding,
+    accumulated_spread,
+    accumulation,
+    inherited_doubt,
+    with_data,
+)
 from numgeom.ops.balls import (
     any_doubt,
-    doubtful,
     enclosing_radius,
     filled,
     is_decision,
@@ -43,85 +42,9 @@ from numgeom.ops.balls import (
 from numgeom.ops.drawing import integers, several, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.reals import real_only
 
 aten = torch.ops.aten
-
-_SOURCE = "sum of n terms in any order (Higham 2002, sec. 4.2)"
-
-
-def gamma_each(count: Tensor) -> Tensor:
-    """Upper bound of gamma_n for a tensor of counts n < 2^26 (as float64).
-
-    n u and 1 - n u are exact: multiples of u, the latter in [1/2, 1].
-    """
-    nu = count * UNIT_ROUNDOFF
-    return div_up(nu, 1.0 - nu)
-
-
-def with_data(call: Evaluation, data: tuple[int, ...], values: list[Tensor]) -> Tensor:
-    """The op with other values in place of its data."""
-    args = list(call.args)
-    for position, value in zip(data, values, strict=True):
-        args[position] = value
-    return getattr(aten, call.name)(*args, **call.kwargs)
-
-
-def accumulated_rounding(call: Evaluation, data: tuple[int, ...], extra: int = 0) -> Bound:
-    """Rounding of sums of the entries that go to one place; `extra` roundings per term besides."""
-    if is_decision(call.y):
-        return None
-    terms = [call.args[p] for p in data]
-    count = with_data(call, data, [(t != 0).to(torch.float64) for t in terms])
-    most = int(count.max()) if count.numel() else 0
-    size = with_data(call, data, [t.abs().to(torch.float64) for t in terms])
-    size = cover_roundings(size, most + extra)
-    bound = mul_up(size, gamma_each(torch.clamp_min(count - 1, 0.0) + extra))
-    return unknown_unless_finite(torch.where(count > 0, bound, 0.0), call.y)
-
-
-def accumulated_spread(
-    call: Evaluation, data: tuple[int, ...], decisions: tuple[int, ...] = (), extra: int = 0
-) -> Bound:
-    """Sums of the radii that go to one place."""
-    if any(any_doubt(call.doubt(p)) for p in decisions):
-        return unknown(call)
-    radii = [radius_of(call, p) for p in data]
-    if is_decision(call.y) or all(r is None for r in radii):
-        return None
-    given = [filled(r, call.args[p]) for r, p in zip(radii, data, strict=True)]
-    count = with_data(call, data, [(r > 0).to(torch.float64) for r in given])
-    most = int(count.max()) if count.numel() else 0
-    return cover_roundings(with_data(call, data, given), most + extra)
-
-
-def _inherited_doubt(call: Evaluation) -> Any:
-    """A result of integers is in doubt as a whole, if an argument is."""
-    return doubtful(call) if any(any_doubt(d) for d in call.doubts.values()) else nothing(call)
-
-
-def accumulation(
-    name: str, *examples: Example, data: tuple[int, ...] = (0,), decisions: tuple[int, ...] = ()
-) -> Op:
-    """Describe an op that adds up entries of its data.
-
-    Args:
-        name: Functional name.
-        *examples: What the laws are tried on.
-        data: Positions of the arguments whose entries are added up.
-        decisions: Positions of the arguments that tell where they go.
-    """
-    return Op(
-        name=name,
-        kind=Kind.REDUCTION,
-        rounding=partial(accumulated_rounding, data=data),
-        spread=partial(accumulated_spread, data=data, decisions=decisions),
-        second_order=nothing,
-        doubt=_inherited_doubt,
-        kinks="none, for given indices",
-        source=_SOURCE,
-        examples=examples,
-    )
-
 
 # -- ops that accumulate under some of their settings ------------------------------------------
 
@@ -294,7 +217,7 @@ def _reduce_spread(call: Evaluation) -> Any:
 def _reduce_doubt(call: Evaluation) -> Any:
     """Where the largest entry may be another one: wherever its bounds leave room at all."""
     if is_decision(call.y):
-        return _inherited_doubt(call)
+        return inherited_doubt(call)
     if call.args[4] in ("sum", "mean"):
         return None
     moved = _reduce_spread(call)
@@ -311,10 +234,10 @@ def _reduce_second_order(call: Evaluation) -> Bound:
 def _entry(name: str, rounding: Any, spread: Any, *examples: Example, **more: Any) -> Op:
     facts: dict[str, Any] = {
         "second_order": nothing,
-        "doubt": _inherited_doubt,
+        "doubt": inherited_doubt,
         "kinks": "none, for given indices",
         "kind": Kind.REDUCTION,
-        "source": _SOURCE,
+        "source": SUM_SOURCE,
     }
     return Op(name=name, rounding=rounding, spread=spread, examples=examples, **(facts | more))
 
@@ -335,7 +258,7 @@ _PUT = (
     example(wild(4, 3), several(integers(0, 4, 2)), normal()),
 )
 
-SCATTER: tuple[Op, ...] = (
+SCATTER: tuple[Op, ...] = real_only(
     accumulation(
         "scatter_add",
         example(wild(4, 3), 0, integers(0, 4, 5, 3), normal(5, 3)),
