@@ -30,6 +30,7 @@ from numgeom.semantics.twins import COLLISION_PROBABILITY
 METHODS = ("auto", "ball", "kantorovich", "reference")
 
 USEFUL = 0.1  # a larger ball radius, relative to the gradient, would say nothing worth saying
+LARGEST_DISAGREEMENT = 1e-9  # of two float64 evaluations of one step, beyond the radius
 NEGLIGIBLE = 1e-12  # so is one below this part of the gradient, whatever error was observed
 SHARP = 0.1  # a ball radius up to this part of the observed error is sharp enough
 
@@ -167,6 +168,26 @@ def _ball(opened: Program, ops: OpTable, seed: int) -> Radii:
         guarantee = Guarantee.CERTIFIED
         constants["failure probability"] = f"{COLLISION_PROBABILITY:.1g}"
     return Radii("ball", guarantee, found.midpoints, found.radii, norms, total, constants=constants)
+
+
+def agreeing(radii: Radii, reference: Mapping[str, Tensor]) -> Radii:
+    """Keep the radii only if the opened program is the recorded one, as far as numbers can tell.
+
+    Two float64 evaluations of one step differ by rounding. A larger difference means that opening
+    the composite ops changed what is computed, or that a decision fell out differently.
+    """
+    if not radii.method:
+        return radii
+    differences = [float((reference[k].cpu() - m).norm()) for k, m in radii.midpoints.items()]
+    size = math.hypot(*(float(m.norm()) for m in radii.midpoints.values()))
+    difference = math.hypot(*differences)
+    if difference <= radii.total + LARGEST_DISAGREEMENT * size:
+        return radii
+    note = (
+        f"No bound: the opened program and the recorded one do not agree in float64 (their "
+        f"gradients differ by {difference:.1e} of {size:.1e}); please report it."
+    )
+    return Radii(notes=(note,), constants=radii.constants)
 
 
 def kernel_note() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from numgeom.certificate.bounds import ASSUMPTIONS as BOUND_ASSUMPTIONS
 from numgeom.certificate.bounds import (
     METHODS,
     Radii,
+    agreeing,
     find_radii,
     kernel_note,
     with_bound,
@@ -144,6 +145,7 @@ def certify(
             seed=probe_seed,
             progress=lambda text: report(text, 0, 0),
         )
+        radii = agreeing(radii, reference.gradients)
         if radii.method:
             bounded = [with_bound(row, judged[row.name], radii) for row in rows]
             overall = with_total_bound(overall, rows, judged, radii)
