@@ -37,12 +37,10 @@ class Facts:
     Attributes:
         rounding: d, entry by entry, of every node that holds a floating-point tensor and is not a
             constant; None where the call is exact.
-        parts: For a call with several outputs, the nodes that hold them, by position.
         unbounded: Name of a call whose rounding has no bound; "" if all have one.
     """
 
     rounding: dict[fx.Node, Tensor | None]
-    parts: dict[tuple[fx.Node, int], list[fx.Node]]
     unbounded: str
 
 
@@ -94,7 +92,7 @@ def local_errors(program: Program, ops: OpTable, device: Any) -> tuple[Facts, Co
     """Collect the rounding of every call, and count the ops without an entry."""
     walk = _Rounding(program, ops, device)
     walk.evaluate()
-    return Facts(walk.rounding, walk.parts, walk.unbounded), Counter(walk.unknown)
+    return Facts(walk.rounding, walk.unbounded), Counter(walk.unknown)
 
 
 # -- scale -------------------------------------------------------------------------------
