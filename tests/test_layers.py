@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"recording"}),
     frozenset({"ops"}),
     frozenset({"semantics"}),
-    frozenset({"certificate", "diagnosis", "precision", "nonsmooth"}),
+    frozenset({"certificate", "functionals", "diagnosis", "precision", "nonsmooth"}),
     frozenset({"report", "training", "experiments", "targets"}),
     frozenset({PACKAGE}),
     frozenset({"cli"}),

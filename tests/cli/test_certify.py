@@ -16,7 +16,7 @@ from numgeom.certificate import Certificate
 from numgeom.cli import app
 from numgeom.errors import TargetError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 STEPS = """
 import torch
