@@ -373,3 +373,20 @@ def test_a_gradient_from_a_gpu_is_judged_by_a_reference_on_the_cpu() -> None:
         certificate = certify(model, squared_error, batch, device=device)
         assert certificate.guarantee is Guarantee.ESTIMATED
         assert certificate.total.observed_error < 1e-5
+
+
+def test_error_functionals_bound_the_computed_gradient() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+    x = torch.randn(4, 6)
+    given = certify(model, lambda m, b: m(b).square().sum(), x, method="functional")
+    assert given.guarantee is Guarantee.PROVED
+    assert given.method == "functional"
+    assert given.total.error_bound is not None
+    assert given.total.observed_error <= given.total.error_bound < 1e-5
+    # A gradient from elsewhere is judged by its distance to the one that ran.
+    program = record_step(model, lambda m, b: m(b).square().sum(), x)
+    moved = {name: g + 1e-2 for name, g in program.recorded.gradients.items()}
+    judged = certify(program, method="functional", computed=moved)
+    assert judged.total.error_bound is not None
+    assert judged.total.observed_error <= judged.total.error_bound
+    assert judged.total.error_bound > 1e-4

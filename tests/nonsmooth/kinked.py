@@ -77,6 +77,8 @@ UNARY: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "min-along": (lambda x: x.min(0)[0], (3, 4)),
     "amax": (lambda x: x.amax(1), (3, 4)),
     "amax-kept": (lambda x: x.amax((0, 1), True), (3, 4)),
+    "max-of-amax": (lambda x: x.amax(1).max(), (3, 4)),
+    "amax-of-amax": (lambda x: x.amax(1, keepdim=True).amax(0), (3, 4)),
     "amin": (lambda x: x.amin((0, 2)), (3, 4, 2)),
     "norm-2": (lambda x: x.norm(dim=1), (8, 2)),
     "norm-3": (lambda x: torch.linalg.vector_norm(x, 3, dim=1), (8, 2)),

@@ -162,3 +162,12 @@ def test_a_broadcast_argument_collects_its_ties() -> None:
         )
     assert found[0].tolist() == [[1, 2], [4, 0], [0, 32]]
     assert found[1].tolist() == [16.0, 8.0]
+
+
+def test_slopes_are_the_numbers_that_were_given() -> None:
+    """0.01 in float64, not the float32 number next to it."""
+    x = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    with select(relu=0.0):
+        F.leaky_relu(x, 0.01).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.01, 0.01]

@@ -98,6 +98,20 @@ RANGES = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_program_and_its_copy_do_not_vary(
+    lenet: Callable, digits: Callable, dtype: torch.dtype
+) -> None:
+    """D(P, copy of P) = 0, and native is torch's own gradient bit by bit."""
+    model, batch = lenet(0, dtype), digits(0, 32, dtype)
+    first, second = (backprop(model, cross_entropy, batch, selection=NATIVE) for _ in range(2))
+    assert compare_gradients(first, second).l1 == 0.0
+    cross_entropy(model, batch).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        assert torch.equal(p.grad, first[name])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_native_against_minimal(lenet: Callable, digits: Callable, dtype: torch.dtype) -> None:
     low, high = RANGES[dtype]
     for seed in range(2):

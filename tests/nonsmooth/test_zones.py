@@ -119,6 +119,22 @@ def test_in_float32_the_two_groups_are_far_apart(lenet: Callable, digits: Callab
     assert min(bifurcated) / max(compensated) > 1e6
 
 
+def test_the_rounding_sample_leaves_decisions_of_the_backward_pass_alone() -> None:
+    """The derivative of amax compares entries with the maximum; moved apart they gave 0 / 0."""
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.t = nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.t * x).amax(dim=0)
+
+    found = zones(Scale(), value, torch.full((3,), 1.3))
+    assert found.zone == "compensation"
+    assert 0 < found.rounding < 1e-14
+
+
 def test_only_families_in_which_the_selections_differ_count() -> None:
     def loss(model: nn.Module, x: Tensor) -> Tensor:
         y = model(x)

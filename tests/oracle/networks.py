@@ -37,7 +37,7 @@ class _Recurrent(nn.Module):
         return self.rnn(x)[0][:, -1]
 
 
-def random_program(seed: int) -> tuple[str, Program]:
+def random_program(seed: int, dtype: torch.dtype = torch.float32) -> tuple[str, Program]:
     """Record one training step of a random network; returns a label and the program."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
@@ -73,7 +73,7 @@ def random_program(seed: int) -> tuple[str, Program]:
         x = torch.randn(batch, rng.randint(1, 4), width)
         recurrent = _Recurrent(rng.choice([nn.LSTM, nn.GRU, nn.RNN]), width, hidden)
         model = nn.Sequential(recurrent, nn.Linear(hidden, classes))
-    x = x * scale
+    x, model = (x * scale).to(dtype), model.to(dtype)
     y = torch.randint(0, classes, (batch,))
     with record(model) as recording:
         logits = model(x)

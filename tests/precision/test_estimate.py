@@ -134,3 +134,13 @@ def test_wrong_arguments_are_explained() -> None:
         estimate(nn.ReLU(), loss_fn, batch)
     with pytest.raises(PrecisionError, match="float64"):
         estimate(model.double(), loss_fn, (batch[0].double(), batch[1]))
+
+
+def test_the_statistical_bound_is_a_multiple_of_the_prediction() -> None:
+    step = load_example("digits-mlp")
+    found = estimate(step.model, step.loss_fn, step.batch)
+    likely, rare = (found.statistical_bound(failure_probability=p) for p in (1e-2, 1e-12))
+    assert found.total.predicted_error < likely < rare < 10 * found.total.predicted_error
+    for bad in (0.0, 1.0, float("nan")):
+        with pytest.raises(PrecisionError, match="between 0 and 1"):
+            found.statistical_bound(failure_probability=bad)

@@ -22,12 +22,13 @@ from numgeom.arithmetic.rounding import add_up, difference_up, div_up, norm_up
 from numgeom.certificate.accuracy import GradientAccuracy
 from numgeom.certificate.guarantee import Guarantee
 from numgeom.certificate.kantorovich import Kink, kantorovich
+from numgeom.functionals import walk
 from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program
 from numgeom.semantics.ball import enclose
 from numgeom.semantics.twins import COLLISION_PROBABILITY
 
-METHODS = ("auto", "ball", "kantorovich", "reference")
+METHODS = ("auto", "ball", "kantorovich", "functional", "reference")
 
 USEFUL = 0.1  # a larger ball radius, relative to the gradient, would say nothing worth saying
 LARGEST_DISAGREEMENT = 1e-9  # of two float64 evaluations of one step, beyond the radius
@@ -51,7 +52,7 @@ class Radii:
     """Bounds on |reference - exact|.
 
     Attributes:
-        method: "ball" or "kantorovich"; "" where there are no bounds.
+        method: "ball", "kantorovich" or "functional"; "" where there are no bounds.
         guarantee: PROVED or CERTIFIED; ESTIMATED where there are no bounds.
         midpoints: The references that the radii are about, float64 on the CPU.
         entries: Entry-wise radii, by parameter.
@@ -90,7 +91,8 @@ def find_radii(
     Args:
         program: The recorded step.
         method: "auto" takes ball arithmetic where its radius is at most a tenth of the observed
-            error, else Newton-Kantorovich, else what ball arithmetic gave.
+            error, else Newton-Kantorovich, else what ball arithmetic gave. "functional" bounds
+            the computed gradient itself, by composition; see `numgeom.functionals`.
         error_norm: Observed error of the whole gradient, absolute 2-norm.
         failure_probability: Of Newton-Kantorovich, over its own probes and labels.
         seed: Of the probes.
@@ -106,6 +108,9 @@ def find_radii(
     """
     require_ieee_float64("cpu")
     say = progress or (lambda text: None)
+    if method == "functional":
+        say("error functionals")
+        return _functional(program, ops, seed)
     say("opening composite ops")
     opened = program.decompose(device="cpu")
     ball = Radii()
@@ -145,6 +150,34 @@ def find_radii(
         unknown_ops=result.unknown_ops,
         kinks=result.unresolved,
         notes=(failed, *ball.notes),
+        constants=constants,
+    )
+
+
+def _functional(program: Program, ops: OpTable, seed: int) -> Radii:
+    """Bound the recorded gradients by composition; the midpoints are these gradients."""
+    found = walk(program, ops=ops, seed=seed)
+    if found.unknown_ops:
+        names = ", ".join(f"{name} ({n})" for name, n in found.unknown_ops.items())
+        note = f"Ops without a rule, so there is no bound: {names}."
+        return Radii(unknown_ops=found.unknown_ops, notes=(note,), guarantee=Guarantee.NONE)
+    total = float(norm_up(torch.tensor(list(found.norms.values()), dtype=torch.float64)))
+    if not math.isfinite(total):
+        note = "Error functionals give no bound: composed along the step they become infinite."
+        if found.doubtful:
+            note += f" {found.doubtful} decisions were in doubt on the way."
+        return Radii(notes=(note,))
+    guarantee, constants = Guarantee.PROVED, {}
+    if found.twins:
+        guarantee = Guarantee.CERTIFIED
+        constants["failure probability"] = f"{COLLISION_PROBABILITY:.1g}"
+    return Radii(
+        "functional",
+        guarantee,
+        found.midpoints,
+        found.radii,
+        found.norms,
+        total,
         constants=constants,
     )
 

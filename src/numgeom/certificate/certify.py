@@ -79,8 +79,9 @@ def certify(
         loss_fn: Takes model and batch, returns the loss; with a model only.
         batch: Handed to `loss_fn`; with a model only.
         method: "auto" (ball arithmetic where it is sharp, else Newton-Kantorovich), "ball",
-            "kantorovich", or "reference" (no bound: compare with the float64 replay only, which is
-            by far the fastest).
+            "kantorovich", "functional" (error functionals composed along the step: PROVED, fast,
+            loose for deep models), or "reference" (no bound: compare with the float64 replay only,
+            which is by far the fastest).
         computed: Gradients to judge in place of the recorded ones, by parameter name: from
             another kernel, machine, or framework. None for a parameter without a gradient.
         device: Where the reference runs; None for where the step ran.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from numgeom.cli import certify, diagnose, examples, reproduce
+from numgeom.cli import certify, diagnose, examples, reproduce, zones
 from numgeom.version import __version__
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ _COMMANDS = (
     diagnose,
     examples,
     reproduce,
+    zones,
 )
 
 

@@ -48,7 +48,8 @@ def _certify(
         Method,
         typer.Option(
             help="How the reference's own error is bounded: ball arithmetic (PROVED, shallow "
-            "models), Newton-Kantorovich (CERTIFIED, any depth), or not at all (reference, fast)."
+            "models), Newton-Kantorovich (CERTIFIED, any depth), error functionals (functional: "
+            "PROVED, fast, loose for deep models), or not at all (reference, fast)."
         ),
     ] = Method.AUTO,
     save: Annotated[

@@ -25,4 +25,5 @@ class Method(enum.StrEnum):
     AUTO = "auto"
     BALL = "ball"
     KANTOROVICH = "kantorovich"
+    FUNCTIONAL = "functional"
     REFERENCE = "reference"

@@ -18,7 +18,9 @@ def _lazy(module: str, function: str) -> Callable[[Settings], Outcome]:
 
 
 # One line per table or figure: name, title, the module below numgeom.experiments, its function.
-_ENTRIES: tuple[tuple[str, str, str, str], ...] = ()
+_ENTRIES: tuple[tuple[str, str, str, str], ...] = (
+    ("table1", "Tightness of error bounds, by model", "table1", "table1"),
+)
 
 REPRODUCTIONS: dict[str, Reproduction] = {
     name: Reproduction(name=name, title=title, run=_lazy(module, function))

@@ -16,7 +16,9 @@ from torch.fx.node import map_arg
 from numgeom.nonsmooth.kinks import AbstractKink, Family
 from numgeom.nonsmooth.selection import KINKS, Selection
 from numgeom.nonsmooth.sites import Site, Sites, find_sites
+from numgeom.ops.entry import Kind
 from numgeom.ops.selection import OpCall, SelectionError, op_call
+from numgeom.ops.table import OPS
 from numgeom.recording import Program
 from numgeom.recording.replay import ProgramInterpreter
 
@@ -40,6 +42,10 @@ class TiedCall:
     kink: AbstractKink
 
 
+# Elementwise ops whose result is an entry of an argument, its size or its sign.
+_NEVER_ROUNDS = frozenset(("abs", "masked_fill", "sgn", "sign", "where"))
+
+
 class FrozenStep:
     """A recorded step whose forward pass is frozen as it was computed.
 
@@ -61,11 +67,14 @@ class FrozenStep:
         *,
         dtype: torch.dtype | None = torch.float64,
         noise: torch.Generator | None = None,
+        weights: Mapping[TiedCall, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Run the backward pass under a selection.
 
         Args:
             selection: The derivatives at the kinks.
+            weights: Derivatives unit by unit, for some of `ties`, in place of the selection's; as
+                `numgeom.nonsmooth.clarke.draw` makes them.
             dtype: Format of the backward pass; None: the recorded formats. With those and
                 torch's own selection the gradients are bit-identical to the recorded ones.
             noise: If given, every entry that a backward call computes is moved by one unit in its
@@ -78,7 +87,7 @@ class FrozenStep:
             SelectionError: if the loss itself contains a gradient whose derivatives the selection
                 changes.
         """
-        return _Backward(self, selection, dtype, noise).evaluate().gradients
+        return _Backward(self, selection, dtype, noise, weights or {}).evaluate().gradients
 
     @property
     def differentiates_a_gradient(self) -> bool:
@@ -134,6 +143,7 @@ class _Backward(ProgramInterpreter):
         selection: Selection,
         dtype: torch.dtype | None,
         noise: torch.Generator | None,
+        weights: Mapping[TiedCall, torch.Tensor],
     ) -> None:
         super().__init__(step.program, dtype=dtype)
         self._step = step
@@ -141,7 +151,9 @@ class _Backward(ProgramInterpreter):
         generator = torch.Generator().manual_seed(selection.seed)
         self._numbers: dict[fx.Node, list[tuple[AbstractKink, torch.Tensor]]] = {}
         for tie in step.ties:
-            numbers = tie.kink.choose(selection.of(tie.family), generator)
+            numbers = weights.get(tie)
+            if numbers is None:
+                numbers = tie.kink.choose(selection.of(tie.family), generator)
             if numbers is not None:
                 self._numbers.setdefault(tie.node, []).append((tie.kink, numbers))
         self._sites = {s.last: s for s in step.sites.found if s.forward in self._numbers}
@@ -163,7 +175,7 @@ class _Backward(ProgramInterpreter):
             return None  # nobody asks for it
         else:
             value = super().run_node(node, values)
-            if self._noise is not None:
+            if self._noise is not None and _computes(node):
                 value = _perturbed(value, self._noise)
         site = self._sites.get(node)
         if site is not None:
@@ -189,6 +201,15 @@ class _Backward(ProgramInterpreter):
         if isinstance(value, (tuple, list)):
             return tuple(self._cast(v) for v in value)
         return value
+
+
+def _computes(node: fx.Node) -> bool:
+    """Whether a call rounds; one that only moves entries keeps decisions such as x == max(x)."""
+    if "call" not in node.meta:  # a part of a call with several outputs
+        return False
+    target: Any = node.target
+    op = OPS.lookup(target)
+    return op is None or not (op.kind is Kind.EXACT or op.name in _NEVER_ROUNDS)
 
 
 def _perturbed(value: Any, noise: torch.Generator) -> Any:

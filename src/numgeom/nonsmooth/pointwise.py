@@ -18,7 +18,7 @@ from numgeom.ops.selection import OpCall
 
 def _between(mask: Tensor, one: Any, other: Any) -> Corners | None:
     """Corners between two slopes, the flatter one first; None without ties or without a kink."""
-    one, other = torch.as_tensor(one).double(), torch.as_tensor(other).double()
+    one, other = (torch.as_tensor(slope, dtype=torch.float64) for slope in (one, other))
     mask = mask & (one != other).to(mask.device)
     if not bool(mask.any()):
         return None

@@ -260,10 +260,17 @@ def _even_split(search: _Search, names: tuple[str, ...], node: Any) -> tuple[Any
         if share.args[1].args[0] is not mask:
             continue
         equal = mask.args[0] if _name(mask) == "logical_or" else mask
-        for out in equal.args if _name(equal) == "eq" else ():
-            forward = search.with_output(names, out)
-            if forward is not None:
-                return forward, share.args[0]
+        sides = (equal.args, equal.args[::-1]) if _name(equal) == "eq" else ()
+        found = [(search.with_output(names, out), inner) for out, inner in sides]
+        known = [(forward, inner) for forward, inner in found if forward is not None]
+        if len(known) > 1:  # a maximum of a maximum: the outer one has the other as its input
+            known = [
+                (forward, inner)
+                for forward, inner in known
+                if search.content(op_arguments(forward)["self"]) is search.content(inner)
+            ]
+        if known:
+            return known[0][0], share.args[0]
     return None
 
 

@@ -155,7 +155,7 @@ def zones(
 
 
 def zones_of(
-    program: Program,
+    program: Program | FrozenStep,
     *,
     selections: tuple[Selection, Selection] = (NATIVE, CONTRAST),
     reduction: Reduction = "unknown",
@@ -163,7 +163,7 @@ def zones_of(
 ) -> Zones:
     """Find the zone of a recorded step; see `zones`."""
     first, second = selections
-    step = FrozenStep(program)
+    step = program if isinstance(program, FrozenStep) else FrozenStep(program)
     families = {f for f in FAMILIES if first.of(f) != second.of(f)}
     calls = [tie for tie in step.ties if tie.family in families]
     pieces = classify(step, seed=seed)

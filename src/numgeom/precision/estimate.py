@@ -91,6 +91,25 @@ class Estimate:
             f"{self.samples} samples)"
         )
 
+    def statistical_bound(self, *, failure_probability: float = 1e-9) -> float:
+        """Return the relative error of the gradient that a random model of rounding allows.
+
+        In that model sums of n terms err by sqrt(n) u, not by n u: lambda times the predicted
+        error, lambda = sqrt(2 log(2 / p)) (Higham and Mary 2019, theorem 2.4). ESTIMATED: rounding
+        errors are not random.
+
+        Args:
+            failure_probability: p, within the model.
+
+        Raises:
+            PrecisionError: if the probability does not lie between 0 and 1.
+        """
+        if not 0.0 < failure_probability < 1.0:
+            raise PrecisionError(
+                f"A failure probability lies between 0 and 1, not {failure_probability!r}."
+            )
+        return math.sqrt(2.0 * math.log(2.0 / failure_probability)) * self.total.predicted_error
+
     def sources(self) -> Sources:
         """Return where the error comes from; the shares sum to 1.
 

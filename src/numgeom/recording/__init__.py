@@ -5,6 +5,7 @@ it in the recorded formats (bit-identical) or in float64 (the reference).
 """
 
 from numgeom.recording.calls import CallInfo, TensorMeta
+from numgeom.recording.decompose import decompose_anchored
 from numgeom.recording.program import Program, Replay
 from numgeom.recording.record import Recording, record, record_callable, record_step
 
@@ -14,6 +15,7 @@ __all__ = [
     "Recording",
     "Replay",
     "TensorMeta",
+    "decompose_anchored",
     "record",
     "record_callable",
     "record_step",

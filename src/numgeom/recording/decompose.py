@@ -121,22 +121,49 @@ _OWN: Mapping[OpOverload, Callable[..., Any]] = {
 
 def decompose(program: Program, *, device: torch.device | str | None = None) -> Program:
     """Open a program; see `Program.decompose`."""
+    opened, _ = _decompose(program, device, anchored=False)
+    return opened
+
+
+def decompose_anchored(
+    program: Program, *, device: torch.device | str | None = None
+) -> tuple[Program, dict[fx.Node, fx.Node]]:
+    """Open a program and tell where the values of the closed one are found in it.
+
+    Returns:
+        The opened program, and for every node of the closed one that holds a floating-point tensor
+        the node that holds the same value over the reals. A cast and what it casts share one.
+    """
+    return _decompose(program, device, anchored=True)
+
+
+def _decompose(
+    program: Program, device: torch.device | str | None, *, anchored: bool
+) -> tuple[Program, dict[fx.Node, fx.Node]]:
     recorder = _OpenedRecorder()
     interpreter = _Reader(program, recorder, device)
+    interpreter.anchors = {} if anchored else None
     result = interpreter.evaluate()
     read = recorder.storages.read
-    outputs = {
+    anchors = interpreter.anchors or {}
+    outputs: dict[str, Any] = {
         "gradients": {name: read(t) for name, t in result.gradients.items()},
         "loss": None if result.loss is None else read(result.loss),
         "updates": {name: read(t) for name, t in result.updates.items()},
+        "anchors": list(anchors.values()),
     }
-    return build_program(
+    opened = build_program(
         recorder.entries,
         outputs,
         Replay(result.gradients, result.loss, result.updates),
         default_dtype=torch.float64,
         versions=program.versions,
     )
+    end = next(node for node in opened.graph.nodes if node.op == "output")
+    results: Any = end.args[0]
+    places = results["anchors"]
+    end.args = ({key: found for key, found in results.items() if key != "anchors"},)
+    return opened, dict(zip(anchors, places, strict=True))
 
 
 class _OpenedRecorder(Recorder):
@@ -190,6 +217,13 @@ class _Reader(ProgramInterpreter):
         super().__init__(program, dtype=torch.float64, device=device)
         self._recorder = recorder
         self._mode = _OpeningMode(recorder)
+        self.anchors: dict[fx.Node, Value] | None = None
+
+    def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        value = super().run_node(node, values)
+        if self.anchors is not None and isinstance(value, Tensor) and value.is_floating_point():
+            self.anchors[node] = self._recorder.storages.read(value)
+        return value
 
     def constant(self, node: fx.Node) -> torch.Tensor:
         tensor = super().constant(node)

@@ -1,5 +1,6 @@
 """How is the outcome of a reproduction shown to a person?"""
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -35,10 +36,19 @@ def cell(value: object) -> str:
 
 
 def _table(table: Table) -> RichTable:
-    shown = RichTable(title=escape(table.title), title_justify="left")
+    shown = RichTable(
+        title=escape(table.title), title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0)
+    )
     for index, column in enumerate(table.columns):
         numeric = all(_is_number(row[index]) for row in table.rows)
-        shown.add_column(escape(column), justify="right" if numeric else "left")
+        # A number is shown whole or not at all; headers wrap at spaces.
+        widest = max([len(cell(row[index])) for row in table.rows] if numeric else [0], default=0)
+        shown.add_column(
+            escape(column),
+            justify="right" if numeric else "left",
+            min_width=max(widest, *map(len, column.split()), 1),
+            overflow="fold",
+        )
     for row in table.rows:
         shown.add_row(*(escape(cell(value)) for value in row))
     return shown
