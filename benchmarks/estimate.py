@@ -34,12 +34,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from figures import write_figures
-from numgeom.certificate.accuracy import measure, total
 from numgeom.experiments import EXAMPLES, load_example
 from numgeom.experiments.models import GPT, LeNet5
 from numgeom.precision import PrecisionError, estimate, plan_precision
 from numgeom.precision.kernels import kernel_of
 from numgeom.recording import Program, record, record_step
+from numgeom.results.accuracy import measure, total
 from tests.recording.workloads import WORKLOADS, build
 
 PARTS = ("kernels", "accuracy", "cost", "plans")

@@ -29,6 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"recording"}),
     frozenset({"ops"}),
     frozenset({"semantics"}),
+    frozenset({"results"}),
     frozenset({"certificate", "functionals", "diagnosis", "precision", "nonsmooth"}),
     frozenset({"report", "training", "experiments", "targets"}),
     frozenset({PACKAGE}),

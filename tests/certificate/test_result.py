@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from numgeom.certificate.accuracy import GradientAccuracy, measure, total
-from numgeom.certificate.guarantee import Guarantee
 from numgeom.certificate.nonfinite import NonFinite
 from numgeom.certificate.result import Certificate, CertificateError, Source
 from numgeom.errors import FileFormatError, NumgeomError
+from numgeom.results.accuracy import GradientAccuracy, measure, total
+from numgeom.results.guarantee import Guarantee
 
 
 def certificate(rows: list[GradientAccuracy], **fields: Any) -> Certificate:

@@ -92,6 +92,8 @@ def rank(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 CHOICES: dict[str, Oracle] = {
     "any": truth(any),
+    "_is_any_true": truth(any),
+    "_is_all_true": truth(all),
     "all": truth(all),
     "logical_and": logic(lambda a, b: a and b),
     "logical_or": logic(lambda a, b: a or b),

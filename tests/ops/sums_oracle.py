@@ -109,7 +109,20 @@ def cdist_backward(args: tuple[Any, ...], kwargs: dict[str, Any]) -> np.ndarray:
     return y
 
 
+def histogram(args: tuple[Any, ...], kwargs: dict[str, Any]) -> np.ndarray:
+    x, bins = args[:2]
+    values = list(x.reshape(-1))
+    low, high = (arb(v) for v in args[2:4]) if len(args) > 2 else (min(values), max(values))
+    counts = [0] * bins
+    for v in values:
+        if low <= v <= high:
+            place = int(((v - low) * bins / (high - low)).floor().unique_fmpz() or 0)
+            counts[min(place, bins - 1)] += 1
+    return array((arb(n) for n in counts), (bins,))
+
+
 SUMS: dict[str, Oracle] = {
+    "histc": histogram,
     "sum": over_slices(total),
     "mean": over_slices(mean),
     "trace": lambda args, kwargs: array([total(np.diagonal(args[0]))], ()),

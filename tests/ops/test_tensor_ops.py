@@ -7,6 +7,7 @@ from numgeom.ops.casting import CASTING
 from numgeom.ops.choice import CHOICE
 from numgeom.ops.contraction import CONTRACTION
 from numgeom.ops.convolution import CONVOLUTION
+from numgeom.ops.counting import COUNTING
 from numgeom.ops.distances import DISTANCES
 from numgeom.ops.entry import Kind, Op
 from numgeom.ops.exact import EXACT
@@ -27,7 +28,7 @@ from tests.ops.tensor_oracle import ORACLES
 ENTRIES: tuple[Op, ...] = (
     *EXACT, *FACTORIES, *CASTING, *MASKING, *INDEXING, *CONTRACTION, *CONVOLUTION, *REDUCTION,
     *MOMENTS, *CHOICE, *SCATTER, *PRODUCTS, *POOLING, *AVERAGING, *INTERPOLATION, *DISTANCES,
-    *LOGIC, *RANDOM,
+    *LOGIC, *RANDOM, *COUNTING,
 )  # fmt: skip
 
 # Without a function of their inputs that an oracle could compute: what is drawn, memory as it was,

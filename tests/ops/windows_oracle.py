@@ -212,6 +212,39 @@ def _weights(n: int, m: int, align: bool, factor: float | None) -> list[dict[int
     return found
 
 
+def interpolate_cubic(args: tuple[Any, ...], kwargs: dict[str, Any]) -> np.ndarray:
+    """Keys' cubic interpolation with a = -3/4, the ends repeated, with rational positions."""
+    x, out, align = args[:3]
+    factors = [*args[3:], *[None] * len(out)]
+    for d, m in enumerate(out):
+        axis = x.ndim - len(out) + d
+        x = _along(x, axis, _cubic_weights(x.shape[axis], m, align, factors[d]))
+    return x
+
+
+def _cubic_weights(n: int, m: int, align: bool, factor: float | None) -> list[dict[int, Fraction]]:
+    found = []
+    for o in range(m):
+        if align:
+            at = Fraction(o * (n - 1), m - 1) if m > 1 else Fraction(0)
+        else:
+            step = Fraction(n, m) if factor is None else 1 / Fraction(factor)
+            at = step * (o + Fraction(1, 2)) - Fraction(1, 2)
+        row: dict[int, Fraction] = {}
+        for i in range(math.floor(at) - 1, math.floor(at) + 3):
+            place = min(max(i, 0), n - 1)
+            row[place] = row.get(place, Fraction(0)) + _keys(abs(at - i))
+        found.append(row)
+    return found
+
+
+def _keys(t: Fraction) -> Fraction:
+    a = Fraction(-3, 4)
+    if t <= 1:
+        return (a + 2) * t**3 - (a + 3) * t**2 + 1
+    return a * (t**3 - 5 * t**2 + 8 * t - 4)
+
+
 def _along(x: np.ndarray, axis: int, weights: list[dict[int, Fraction]]) -> np.ndarray:
     parts = [
         sum(x.take(i, axis) * (arb(w.numerator) / w.denominator) for i, w in row.items())
@@ -257,6 +290,10 @@ WINDOWS: dict[str, Oracle] = {
     ),
     "upsample_linear1d": interpolate,
     "upsample_bilinear2d": interpolate,
+    "upsample_bicubic2d": interpolate_cubic,
+    "upsample_bicubic2d_backward": transposed(
+        interpolate_cubic, lambda a: (tuple(a[2]), (a[1], a[3]))
+    ),
     "upsample_trilinear3d": interpolate,
     **{
         f"{name}_backward": transposed(interpolate, lambda a: (tuple(a[2]), (a[1], a[3])))

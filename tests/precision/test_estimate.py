@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from numgeom.arithmetic.formats import FormatError
 from numgeom.certificate import Guarantee
-from numgeom.certificate.accuracy import GradientAccuracy, measure, total
 from numgeom.errors import RecordingError
 from numgeom.experiments import load_example
 from numgeom.precision import PrecisionError, estimate
 from numgeom.recording import Program, record, record_step
+from numgeom.results.accuracy import GradientAccuracy, measure, total
 from tests.recording.workloads import build
 
 FORMATS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from numgeom.certificate.accuracy import GradientAccuracy, total
-from numgeom.certificate.guarantee import Guarantee
 from numgeom.certificate.nonfinite import NonFinite
 from numgeom.certificate.result import Certificate, Source
 from numgeom.report.table import headline, number, to_text
+from numgeom.results.accuracy import GradientAccuracy, total
+from numgeom.results.guarantee import Guarantee
 
 
 def accuracy(name: str, **fields: Any) -> GradientAccuracy:

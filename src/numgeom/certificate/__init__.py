@@ -4,11 +4,12 @@ Notation: the *computed* gradient is what the user's run produced, the *referenc
 program replayed in float64, and the *exact* gradient is the program's over the real numbers.
 """
 
-from numgeom.certificate.accuracy import GradientAccuracy
 from numgeom.certificate.certify import certify
-from numgeom.certificate.guarantee import Guarantee, weakest
 from numgeom.certificate.nonfinite import NonFinite
-from numgeom.certificate.result import Certificate, CertificateError, ModuleAccuracy, Source
+from numgeom.certificate.result import Certificate, CertificateError, ModuleAccuracy
+from numgeom.results.accuracy import GradientAccuracy
+from numgeom.results.guarantee import Guarantee, weakest
+from numgeom.results.source import Source
 
 __all__ = [
     "Certificate",

@@ -19,12 +19,12 @@ from numgeom.arithmetic.accuracy import default_table
 from numgeom.arithmetic.assumptions import require_ieee_float64
 from numgeom.arithmetic.lower_bounds import mul_down, sub_down
 from numgeom.arithmetic.rounding import add_up, difference_up, div_up, norm_up
-from numgeom.certificate.accuracy import GradientAccuracy
-from numgeom.certificate.guarantee import Guarantee
 from numgeom.certificate.kantorovich import Kink, kantorovich
 from numgeom.functionals import walk
 from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program
+from numgeom.results.accuracy import GradientAccuracy
+from numgeom.results.guarantee import Guarantee
 from numgeom.semantics.ball import enclose
 from numgeom.semantics.twins import COLLISION_PROBABILITY
 

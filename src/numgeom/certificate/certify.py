@@ -3,12 +3,12 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, fx, nn
 
-from numgeom.certificate.accuracy import GradientAccuracy, measure, total
 from numgeom.certificate.bounds import ASSUMPTIONS as BOUND_ASSUMPTIONS
 from numgeom.certificate.bounds import (
     METHODS,
@@ -19,11 +19,13 @@ from numgeom.certificate.bounds import (
     with_bound,
     with_total_bound,
 )
-from numgeom.certificate.guarantee import Guarantee, weakest
 from numgeom.certificate.nonfinite import NonFinite, first_nonfinite, kinds_of
 from numgeom.certificate.result import Certificate, CertificateError
 from numgeom.recording import Program, record_callable, record_step
 from numgeom.recording.program import OnCall
+from numgeom.results.accuracy import GradientAccuracy, measure, total
+from numgeom.results.guarantee import Guarantee, weakest
+from numgeom.results.source import Source
 from numgeom.version import __version__
 
 Progress = Callable[[str, int, int], None]
@@ -187,7 +189,14 @@ def certify(
             **radii.constants,
         },
         entrywise_bounds=entrywise,
+        _attribute=partial(_sources, program),
     )
+
+
+def _sources(program: Program) -> tuple[Source, ...]:
+    from numgeom.precision.sources import attribute
+
+    return attribute(program).for_certificate()
 
 
 # -- the step ------------------------------------------------------------------------------

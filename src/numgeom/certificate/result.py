@@ -9,17 +9,18 @@ import dataclasses
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from numgeom.certificate import store
-from numgeom.certificate.accuracy import GradientAccuracy, combined_norm, relative
-from numgeom.certificate.guarantee import Guarantee, weakest
 from numgeom.certificate.nonfinite import NonFinite
 from numgeom.errors import FileFormatError, NumgeomError
+from numgeom.results import store
+from numgeom.results.accuracy import GradientAccuracy, combined_norm, relative
+from numgeom.results.guarantee import Guarantee, weakest
+from numgeom.results.source import Source
 
 SCHEMA = "numgeom.certificate"
 VERSION = 1
@@ -43,27 +44,6 @@ class ModuleAccuracy:
 
     module: str
     observed_error: float
-    error_share: float
-    guarantee: Guarantee
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a part of the error comes from.
-
-    Attributes:
-        op: Name of the operation.
-        module: Path of the module that ran it, "" outside of every module.
-        phase: "forward" or "backward".
-        source: "file.py:line" of the user's line.
-        error_share: Its part of the squared error of the whole gradient, from 0 to 1.
-        guarantee: What that number promises.
-    """
-
-    op: str
-    module: str
-    phase: str
-    source: str
     error_share: float
     guarantee: Guarantee
 
@@ -110,6 +90,10 @@ class Certificate:
     seconds: float = 0.0
     provenance: Mapping[str, str] = field(default_factory=dict)
     error_sources: tuple[Source, ...] = ()
+    _attribute: Callable[[], tuple[Source, ...]] | None = field(
+        default=None, repr=False, compare=False
+    )
+    _found: list[Source] = field(default_factory=list, repr=False, compare=False)
     entrywise_bounds: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
@@ -139,11 +123,17 @@ class Certificate:
         return self.entrywise_bounds[name]
 
     def sources(self) -> tuple[Source, ...]:
-        """Return where the error comes from, largest share first.
+        """Return where the observed error comes from, largest share first. ESTIMATED.
 
-        Empty if the method does not attribute errors, as "reference" does not.
+        By one noisy replay and one reverse pass over the program (`numgeom.precision`), at the
+        first call. A certificate that was read from a file has them if it was saved after such a
+        call; otherwise there are none.
         """
-        return self.error_sources
+        if self.error_sources or self._attribute is None:
+            return self.error_sources
+        if not self._found:
+            self._found.extend(self._attribute())
+        return tuple(self._found)
 
     def worst_modules(self, count: int = 5) -> tuple[ModuleAccuracy, ...]:
         """Return the modules whose own parameters have the largest relative error.
@@ -248,7 +238,7 @@ def _certificate_document(certificate: Certificate) -> store.Document:
                 "error_share": number(source.error_share),
                 "guarantee": source.guarantee.name,
             }
-            for source in certificate.error_sources
+            for source in certificate.error_sources or certificate._found
         ],
         "assumptions": list(certificate.assumptions),
         "notes": list(certificate.notes),

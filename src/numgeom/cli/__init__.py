@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from numgeom.cli import certify, diagnose, examples, reproduce, zones
+from numgeom.cli import certify, diagnose, estimate, examples, plan, reproduce, zones
 from numgeom.version import __version__
 
 __all__ = ["app", "main"]
@@ -25,6 +25,8 @@ app = typer.Typer(
 _COMMANDS = (
     certify,
     diagnose,
+    estimate,
+    plan,
     examples,
     reproduce,
     zones,

@@ -56,6 +56,9 @@ def _certify(
         Path | None,
         typer.Option(help="Also write the result here, as JSON if the name ends in .json."),
     ] = None,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Also say where the observed error comes from.")
+    ] = False,
     rows: Annotated[int, typer.Option(min=1, help="Most parameters in the table.")] = 40,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -75,7 +78,9 @@ def _certify(
             device=device,
             quiet=quiet,
         )
-        _show(certificate, as_json=as_json, quiet=quiet, rows=rows)
+        if sources:
+            certificate.sources()
+        _show(certificate, as_json=as_json, quiet=quiet, rows=rows, sources=sources)
         if save is not None:
             certificate.save(save)
     if certificate.first_nonfinite is not None:
@@ -108,10 +113,16 @@ def _make_certificate(
     return certificate.stamped(**provenance(step, seed=seed, epochs=epochs, device=device))
 
 
-def _show(certificate: "Certificate", *, as_json: bool, quiet: bool, rows: int) -> None:
+def _show(
+    certificate: "Certificate", *, as_json: bool, quiet: bool, rows: int, sources: bool
+) -> None:
     from numgeom.report import console, headline, view
 
     if as_json:
         typer.echo(certificate.to_json())
         return
     console().print(headline(certificate) if quiet else view(certificate, rows=rows))
+    if sources:
+        from numgeom.report.sources import sources_view
+
+        console().print(sources_view(certificate.sources()))

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from numgeom.arithmetic.rounding import add_up, difference_up, mul_up, next_up, norm_up, sum_up
-from numgeom.certificate.guarantee import Guarantee
 from numgeom.errors import NumgeomError
 from numgeom.nonsmooth.backward import FrozenStep, TiedCall
 from numgeom.nonsmooth.clarke import Unit, reference, restricted
@@ -34,6 +33,7 @@ from numgeom.nonsmooth.pullback import Ball, Chosen, Pullback
 from numgeom.nonsmooth.selection import Selection
 from numgeom.nonsmooth.sites import Site
 from numgeom.recording import Program, record_step
+from numgeom.results.guarantee import Guarantee
 
 Gradients = Mapping[str, Tensor]
 

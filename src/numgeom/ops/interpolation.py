@@ -1,25 +1,17 @@
-"""How far can linear interpolation, or its derivative, move and round?
+"""How far can interpolation, or its derivative, move and round?
 
-In one dimension, from n entries to m, output o reads at the position p, with s = n / m, or the
-inverse of a given factor:
+Output o is a sum of entries times weights, which in several dimensions are products of those of
+each dimension, w_oi (`interpolation_weights`).
 
-    p = s (o + 1/2) - 1/2, cut off to [0, n - 1],
-    p = o (n - 1) / (m - 1) with aligned corners,
-
-and entry i has the weight w_oi = max(0, 1 - |p - i|). In several dimensions weights multiply.
-
-Moving: |W e| <= W r. Rounding: the position is at most n + 1 and takes four roundings, so that it
-is off by d = 4 u (n + 2) at most, and so is each weight of an entry within 1 + d of it, since the
-hat max(0, 1 - |t|) has slopes of 1; a kernel that thereby takes the next pair of entries gives the
-one beyond a weight of d at most. So with V = W + d N, N the zeros and ones of these entries, the
-products of the weights are off by the sum over the dimensions of d N in one and V in the others.
-The rest are k roundings per term, gamma_k V |x| (Higham 2002, sec. 3.1).
+Moving: |W e| <= |W| r. Rounding: with V >= |W| for exact weights and for those of a kernel, and N
+what the latter are off, the products of the weights are off by the sum over the dimensions of N in
+one and V in the others. The rest are k roundings per term, gamma_k V |x| (Higham 2002, sec. 3.1).
 
 The nearest neighbour is chosen by the kernel from shapes alone: what it chose is the op's meaning.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,43 +29,12 @@ from numgeom.ops.balls import nothing, unknown_unless_finite
 from numgeom.ops.drawing import wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.interpolation_weights import Weights, cubic_weights, linear_weights
 from numgeom.ops.movement import movement
 from numgeom.ops.reals import real_only
 
 
-class _Weights(NamedTuple):
-    """Weights of one dimension, rows for what is computed.
-
-    Attributes:
-        bound: V, upper bounds of the weights, exact ones and those of a kernel.
-        error: d N, upper bounds of what the weights of a kernel are off.
-        terms: The largest number of entries in a row.
-    """
-
-    bound: Tensor
-    error: Tensor
-    terms: int
-
-
-def _weights(n: int, m: int, *, aligned: bool, factor: float | None, transposed: bool) -> _Weights:
-    o = torch.arange(m, dtype=torch.float64)
-    if aligned:
-        position = o * (n - 1) / (m - 1) if m > 1 else torch.zeros(m, dtype=torch.float64)
-    else:
-        position = (o + 0.5) * (n / m if not factor else 1.0 / factor) - 0.5
-    position = position.clamp(0.0, max(0.0, n - 1.0)).unsqueeze(1)
-    off = 4.0 * UNIT_ROUNDOFF * (n + 2)
-    distance = (position - torch.arange(n, dtype=torch.float64)).abs()
-    near = (distance < 1.0 + 2.0 * off).to(torch.float64)
-    # Off twice: by the rounding of a kernel, and by that of the position here.
-    bound = near * ((1.0 - distance).clamp_min(0.0) + 3.0 * off)
-    error = near * off
-    if transposed:
-        bound, error, near = bound.t(), error.t(), near.t()
-    return _Weights(bound, error, int(near.sum(1).max()) if near.numel() else 0)
-
-
-def _dimensions(call: Evaluation) -> list[_Weights]:
+def _dimensions(call: Evaluation) -> list[Weights]:
     """The weights of each spatial dimension."""
     backward = call.name.endswith("backward")
     if backward:
@@ -86,8 +47,9 @@ def _dimensions(call: Evaluation) -> list[_Weights]:
             call.args[3:],
         )
     given = [*scales, *[None] * len(sizes)]
+    weights = cubic_weights if "cubic" in call.name else linear_weights
     return [
-        _weights(int(n), int(m), aligned=bool(aligned), factor=factor, transposed=backward)
+        weights(int(n), int(m), aligned=bool(aligned), factor=factor, transposed=backward)
         for n, m, factor in zip(sizes, out, given, strict=False)
     ]
 
@@ -169,6 +131,18 @@ INTERPOLATION: tuple[Op, ...] = real_only(
     _linear(
         "upsample_trilinear3d_backward",
         example(normal(1, 1, 3, 4, 4), [3, 4, 4], [1, 1, 2, 3, 2], False),
+    ),
+    _linear(
+        "upsample_bicubic2d",
+        example(normal(1, 2, 4, 5), [7, 3], False),
+        example(normal(1, 1, 3, 4), [4, 9], True),
+        example(normal(1, 1, 3, 4), [5, 9], False, 1.7, 2.3),
+        example(wild(1, 1, 2, 1, exponent=30.0), [3, 2], False),
+    ),
+    _linear(
+        "upsample_bicubic2d_backward",
+        example(normal(1, 1, 5, 8), [5, 8], [1, 1, 3, 4], False),
+        example(normal(1, 1, 2, 2), [2, 2], [1, 1, 4, 3], True),
     ),
     *(
         op

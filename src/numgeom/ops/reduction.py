@@ -178,7 +178,7 @@ def _truth_doubt(call: Evaluation) -> Tensor | None:
     if not any_doubt(doubt) or doubt is None:
         return None
     truth = x != 0
-    decisive = (truth if call.name == "any" else ~truth) & ~doubt
+    decisive = (truth if "any" in call.name else ~truth) & ~doubt
     dims, keepdim = reduced_dims(call)
     if not dims:
         return doubt
@@ -255,4 +255,6 @@ REDUCTION: tuple[Op, ...] = real_only(
     ),
     _truth("any", example(booleans(3, 4), 1), example(whole_numbers(-1, 2, 3, 4))),
     _truth("all", example(booleans(3, 4), 1), example(whole_numbers(-1, 2, 3, 4), 0, True)),
+    _truth("_is_any_true", example(booleans(3, 4)), example(booleans(0))),
+    _truth("_is_all_true", example(booleans(1)), example(booleans(3, 4))),
 )

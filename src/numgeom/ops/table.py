@@ -12,6 +12,7 @@ from numgeom.ops.casting import CASTING
 from numgeom.ops.choice import CHOICE
 from numgeom.ops.contraction import CONTRACTION
 from numgeom.ops.convolution import CONVOLUTION
+from numgeom.ops.counting import COUNTING
 from numgeom.ops.distances import DISTANCES
 from numgeom.ops.elementwise_activations import ACTIVATIONS
 from numgeom.ops.elementwise_arithmetic import ARITHMETIC
@@ -126,6 +127,7 @@ OPS = OpTable(
         *CONTRACTION,
         *CONVOLUTION,
         *REDUCTION,
+        *COUNTING,
         *MOMENTS,
         *CHOICE,
         *RANDOM,

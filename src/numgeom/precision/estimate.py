@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from numgeom.arithmetic.formats import Format
-from numgeom.certificate.accuracy import combined_norm, norm, relative
-from numgeom.certificate.guarantee import Guarantee
-from numgeom.certificate.store import encode_number
 from numgeom.precision.errors import PrecisionError
 from numgeom.precision.noisy import NoisyReplay, Operands, op_name
 from numgeom.precision.sources import ErrorSource, Sources, attribute
 from numgeom.precision.step import MISSING, as_format, has_kernels, program_of
 from numgeom.recording import Program
+from numgeom.results.accuracy import combined_norm, norm, relative
+from numgeom.results.guarantee import Guarantee
+from numgeom.results.store import encode_number
 
 # Calls whose operands a low-precision unit takes in: matrix products, convolutions, attention.
 CONTRACTIONS = frozenset({

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from numgeom.arithmetic.formats import format_named
-from numgeom.certificate.accuracy import combined_norm, norm, relative
 from numgeom.errors import FileFormatError
 from numgeom.precision.assignment import choose_formats
 from numgeom.precision.errors import PrecisionError
@@ -28,6 +27,7 @@ from numgeom.precision.regions import RUNNABLE, formats_applied
 from numgeom.precision.step import recorded_step
 from numgeom.precision.work import flops_by_module
 from numgeom.recording import Program
+from numgeom.results.accuracy import combined_norm, norm, relative
 
 SCHEMA = "numgeom.plan"
 VERSION = 1
@@ -124,10 +124,10 @@ class PrecisionPlan:
         error = _measure(model, loss_fn, batch, reference, self.formats, self.loss_scale)
         return Verification(error, self.predicted_error, self.tolerance)
 
-    def save(self, path: str | Path) -> None:
-        """Write the plan to a JSON file that `load` reads."""
+    def to_document(self) -> dict[str, Any]:
+        """Return everything as plain JSON values; infinite errors as None."""
         fields = ("tolerance", "predicted_error", "low_precision_share", "loss_scale")
-        document = {
+        return {
             "schema": SCHEMA,
             "version": VERSION,
             "formats": dict(self.formats),
@@ -138,7 +138,18 @@ class PrecisionPlan:
             },
             "flops": dict(self.flops),
         }
-        Path(path).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", "utf-8")
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a JSON file that `load` reads.
+
+        Raises:
+            FileFormatError: if the file cannot be written.
+        """
+        text = json.dumps(self.to_document(), indent=2, allow_nan=False) + "\n"
+        try:
+            Path(path).write_text(text, "utf-8")
+        except OSError as error:
+            raise FileFormatError(f"{path} cannot be written: {error.strerror}.") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "PrecisionPlan":
@@ -241,6 +252,12 @@ def _planned(
     squared = {m: {f: e * e for f, e in row.items()} for m, row in errors.items()}
     savings = {m: {f: flops[m] * (1.0 - _bits(f) / 32.0) for f in errors[m]} for m in units}
     budget = (tolerance / MARGIN) ** 2 - base * base
+    if budget <= 0.0:
+        raise PrecisionError(
+            f"No assignment meets the tolerance of {tolerance:.2e}: as the step runs now, in "
+            f"float32, its gradient already has an error of {base:.2e}, and that is the best that "
+            f"can be had. Tolerances from {MARGIN * base * 1.01:.2e} on are in reach."
+        )
     interaction, seen = 1.0, math.inf
     for _ in range(_ROUNDS):
         chosen = choose_formats(squared, savings, budget / interaction)

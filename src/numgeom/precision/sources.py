@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from numgeom.certificate.guarantee import Guarantee
-from numgeom.certificate.result import Source
 from numgeom.errors import NumgeomError
 from numgeom.precision.derivatives import DIFFERENTIABLE
 from numgeom.precision.noisy import MOVING, NoisyReplay, Operands, difference, op_name
 from numgeom.recording import CallInfo, Program
 from numgeom.recording.replay import ProgramInterpreter
+from numgeom.results.guarantee import Guarantee
+from numgeom.results.source import Source
 
 # Ops that branch on a value inside; a decision that comes in as an operand is seen by itself.
 KINKED = frozenset({

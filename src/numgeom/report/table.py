@@ -15,9 +15,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from numgeom.certificate.accuracy import MOST_DIGITS, GradientAccuracy
-from numgeom.certificate.guarantee import Guarantee
 from numgeom.certificate.result import Certificate
+from numgeom.results.accuracy import MOST_DIGITS, GradientAccuracy
+from numgeom.results.guarantee import Guarantee
 
 _COLOURS = {
     Guarantee.NONE: "red",

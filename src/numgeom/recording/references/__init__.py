@@ -7,8 +7,12 @@ function itself. `REFERENCES` gives it: one entry per op, in a table that is wri
 """
 
 from numgeom.recording.references import (
+    bags,
     cells,
+    distances,
     foreach,
+    linear_systems,
+    margins,
     matmul,
     normalization,
     optimizer,
@@ -27,6 +31,10 @@ DEFINITIONS: tuple[Definition, ...] = (
     *matmul.DEFINITIONS,
     *foreach.DEFINITIONS,
     *optimizer.DEFINITIONS,
+    *bags.DEFINITIONS,
+    *margins.DEFINITIONS,
+    *distances.DEFINITIONS,
+    *linear_systems.DEFINITIONS,
 )
 
 REFERENCES = resolve(DEFINITIONS)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from numgeom.certificate import store
-from numgeom.certificate.guarantee import Guarantee, weakest
+from numgeom.results import store
+from numgeom.results.guarantee import Guarantee, weakest
 
 # A float64 reference agrees with the exact gradient to one rounding at the very best, so no
 # comparison with it can show more digits than -log10(2**-53).

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from numgeom.certificate.accuracy import (
+from numgeom.results.accuracy import (
     MOST_DIGITS,
     GradientAccuracy,
     combined_norm,
@@ -19,7 +19,7 @@ from numgeom.certificate.accuracy import (
     relative,
     total,
 )
-from numgeom.certificate.guarantee import Guarantee
+from numgeom.results.guarantee import Guarantee
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 moderate = st.floats(-1e6, 1e6, allow_subnormal=False)

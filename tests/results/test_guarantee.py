@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from numgeom.certificate.guarantee import Guarantee, weakest
+from numgeom.results.guarantee import Guarantee, weakest
 
 ORDER = [Guarantee.NONE, Guarantee.ESTIMATED, Guarantee.CERTIFIED, Guarantee.PROVED]
 

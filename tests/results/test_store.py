@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from numgeom.certificate import store
 from numgeom.errors import FileFormatError
+from numgeom.results import store
 
 SCHEMA = "numgeom.test"
 DOCUMENT = {"schema": SCHEMA, "version": 1, "text": "größer ∞", "list": [1, 2.5, None]}

@@ -1,0 +1,75 @@
+"""How are predicted errors and precision plans shown to a person?"""
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from numgeom.precision import Estimate, GradientEstimate, PrecisionPlan, Verification
+
+
+def estimate_view(found: Estimate, *, rows: int = 40) -> Group:
+    """A headline and a table of parameters, largest error first."""
+    low, high = found.total.interval
+    headline = Text(
+        f"Predicted error of the gradient: {found.total.predicted_error:.2e} (relative, 2-norm), "
+        f"{low:.2e} to {high:.2e} in 95 of 100 runs, guarantee {found.total.guarantee.name}",
+        style="bold",
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("parameter")
+    for column in ("entries", "predicted error", "from", "to"):
+        table.add_column(column, justify="right")
+    ranked = sorted(found.parameters.values(), key=_size, reverse=True)
+    for row in ranked[:rows]:
+        ends = (f"{end:.2e}" for end in row.interval)
+        table.add_row(row.name, str(row.entries), f"{row.predicted_error:.2e}", *ends)
+    hidden = len(ranked) - rows
+    more = [Text(f"{hidden} parameters with a smaller error are not shown.")] if hidden > 0 else []
+    facts = f"{found.formats}, {found.samples} samples, {found.seconds:.2f} s"
+    return Group(headline, table, *more, Text(facts, style="dim"))
+
+
+def plan_view(plan: PrecisionPlan, checked: Verification | None) -> Group:
+    """The formats of all modules, and what they cost and save."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("module")
+    table.add_column("format")
+    table.add_column("share of the work", justify="right")
+    others = {f for row in plan.module_errors.values() for f in row}
+    columns = sorted(others)
+    for name in columns:
+        table.add_column(f"error if {name} alone", justify="right")
+    everything = max(sum(plan.flops.values()), 1)
+    for module, chosen in plan.formats.items():
+        errors = plan.module_errors.get(module, {})
+        cells = (f"{errors[name]:.2e}" if name in errors else "" for name in columns)
+        share = plan.flops.get(module, 0) / everything
+        table.add_row(module or "(the model)", chosen, f"{share:.1%}", *cells)
+    lines = [
+        Text(
+            f"{plan.low_precision_share:.0%} of the work in low precision, predicted error "
+            f"{plan.predicted_error:.2e} (relative, 2-norm), tolerance {plan.tolerance:.2e}, "
+            "guarantee ESTIMATED",
+            style="bold",
+        ),
+        table,
+        Text(
+            f"Multiply the loss by {plan.loss_scale:g}."
+            if plan.loss_scale != 1.0
+            else "No loss scale is needed."
+        ),
+    ]
+    if checked is not None:
+        verdict = "holds" if checked.holds else "DOES NOT HOLD"
+        lines.append(
+            Text(
+                f"Run for real: measured error {checked.measured_error:.2e}, predicted "
+                f"{checked.predicted_error:.2e}; the tolerance {verdict}."
+            )
+        )
+    return Group(*lines)
+
+
+def _size(row: GradientEstimate) -> float:
+    return row.predicted_error if row.predicted_error == row.predicted_error else float("inf")
