@@ -7,6 +7,7 @@ program replayed in float64, and the *exact* gradient is the program's over the 
 from numgeom.certificate.certify import certify
 from numgeom.certificate.nonfinite import NonFinite
 from numgeom.certificate.result import Certificate, CertificateError, ModuleAccuracy
+from numgeom.certificate.verify import Verification, verify
 from numgeom.results.accuracy import GradientAccuracy
 from numgeom.results.guarantee import Guarantee, weakest
 from numgeom.results.source import Source
@@ -19,6 +20,8 @@ __all__ = [
     "ModuleAccuracy",
     "NonFinite",
     "Source",
+    "Verification",
     "certify",
+    "verify",
     "weakest",
 ]

@@ -21,7 +21,7 @@ from numgeom.certificate.bounds import (
 )
 from numgeom.certificate.nonfinite import NonFinite, first_nonfinite, kinds_of
 from numgeom.certificate.result import Certificate, CertificateError
-from numgeom.recording import Program, record_callable, record_step
+from numgeom.recording import Program, digest, record_callable, record_step, tensor_digest
 from numgeom.recording.program import OnCall
 from numgeom.results.accuracy import GradientAccuracy, measure, total
 from numgeom.results.guarantee import Guarantee, weakest
@@ -36,7 +36,7 @@ class _Missing:
     """Stands for a batch that was not given; None is a batch."""
 
 
-_MISSING: Final = _Missing()
+MISSING: Final = _Missing()
 
 ASSUMPTIONS = (
     "Arithmetic in float64 on the replay device is IEEE 754, rounded to nearest, without "
@@ -52,7 +52,7 @@ ASSUMPTIONS = (
 def certify(
     subject: nn.Module | Program | Callable[[], Any],
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
-    batch: Any = _MISSING,
+    batch: Any = MISSING,
     *,
     method: str = "auto",
     computed: Mapping[str, Tensor | None] | None = None,
@@ -159,6 +159,16 @@ def certify(
             levels.append(Guarantee.NONE)
             rows = [_without_guarantee(row) for row in rows]
             overall = _without_guarantee(overall)
+    facts = {
+        "program": digest(program),
+        "judged gradients": "recorded" if computed is None else tensor_digest(dict(judged)),
+        "asked method": method,
+        "asked failure probability": repr(failure_probability),
+        "probe seed": str(probe_seed),
+        "replay checked": str(check_replay),
+        "threads": str(torch.get_num_threads()),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
     without = tuple(name for name in asking if name not in recorded.gradients)
     return Certificate(
         guarantee=weakest(*levels),
@@ -186,6 +196,7 @@ def certify(
             "device": ", ".join(devices),
             "torch": torch.__version__,
             "numgeom": __version__,
+            **facts,
             **radii.constants,
         },
         entrywise_bounds=entrywise,
@@ -206,9 +217,9 @@ def _program(
     subject: Any, loss_fn: Callable[[Any, Any], Tensor] | None, batch: Any
 ) -> tuple[Program, tuple[str, ...]]:
     """Return the program, and the names of the parameters that ask for a gradient."""
-    given = loss_fn is not None or batch is not _MISSING
+    given = loss_fn is not None or batch is not MISSING
     if isinstance(subject, nn.Module):
-        if loss_fn is None or batch is _MISSING:
+        if loss_fn is None or batch is MISSING:
             raise CertificateError(
                 f"certify() got a model ({type(subject).__name__}) but no "
                 f"{'loss function' if loss_fn is None else 'batch'}. Call "

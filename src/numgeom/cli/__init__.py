@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from numgeom.cli import certify, diagnose, estimate, examples, plan, reproduce, zones
+from numgeom.cli import certify, diagnose, estimate, examples, plan, reproduce, verify, zones
 from numgeom.version import __version__
 
 __all__ = ["app", "main"]
@@ -24,6 +24,7 @@ app = typer.Typer(
 # In the order in which `numgeom --help` lists them.
 _COMMANDS = (
     certify,
+    verify,
     diagnose,
     estimate,
     plan,

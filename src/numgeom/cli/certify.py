@@ -110,7 +110,8 @@ def _make_certificate(
             progress=advance,
             probe_seed=seed,
         )
-    return certificate.stamped(**provenance(step, seed=seed, epochs=epochs, device=device))
+    facts = provenance(step, seed=seed, epochs=epochs, device=device)
+    return certificate.stamped(**facts, dtype="" if dtype is None else dtype.value)
 
 
 def _show(

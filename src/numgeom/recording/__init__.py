@@ -6,6 +6,7 @@ it in the recorded formats (bit-identical) or in float64 (the reference).
 
 from numgeom.recording.calls import CallInfo, TensorMeta
 from numgeom.recording.decompose import decompose_anchored
+from numgeom.recording.digest import digest, tensor_digest
 from numgeom.recording.program import Program, Replay
 from numgeom.recording.record import Recording, record, record_callable, record_step
 
@@ -16,7 +17,9 @@ __all__ = [
     "Replay",
     "TensorMeta",
     "decompose_anchored",
+    "digest",
     "record",
     "record_callable",
     "record_step",
+    "tensor_digest",
 ]

@@ -254,6 +254,12 @@ def _paragraph(title: str, body: str, style: str) -> Text:
     return Text.assemble((f"{title}: ", style), body, "\n")
 
 
+# Provenance that `numgeom verify` needs and a reader does not.
+_ONLY_IN_FILES = frozenset({
+    "target", "judged gradients", "asked method", "asked failure probability", "replay checked",
+})  # fmt: skip
+
+
 def _list(title: str, lines: tuple[str, ...]) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(justify="right", no_wrap=True)
@@ -265,7 +271,11 @@ def _list(title: str, lines: tuple[str, ...]) -> RenderableType:
 
 def _footer(certificate: Certificate) -> Text:
     facts = [f"method {certificate.method}", f"{certificate.seconds:.2f} s"]
-    facts += [f"{key} {value}" for key, value in certificate.provenance.items() if key != "target"]
+    facts += [
+        f"{key} {value[:12] if key == 'program' else value}"
+        for key, value in certificate.provenance.items()
+        if value and key not in _ONLY_IN_FILES
+    ]
     return Text("\n" + ", ".join(facts) + ".")
 
 

@@ -1,0 +1,50 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from numgeom.cli import app
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "result.json"
+    made = run(
+        "certify", "example:digits-mlp", "--seed", "3", "--dtype", "bfloat16", "--save", str(path)
+    )
+    assert made.exit_code == 0, made.stderr
+    return path
+
+
+def test_a_certificate_is_verified_with_the_seed_and_format_it_names(saved: Path) -> None:
+    result = run("verify", str(saved))
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("Verified")
+    assert json.loads(run("verify", str(saved), "--json").stdout)["verified"] is True
+
+
+def test_a_changed_file_and_another_target_fail(saved: Path) -> None:
+    other = run("verify", str(saved), "--target", "example:digits-mlp-deep")
+    assert other.exit_code == 1
+    assert "another step" in other.stdout
+    document = json.loads(saved.read_text())
+    document["total"]["error_bound"] /= 2
+    saved.write_text(json.dumps(document))
+    tampered = run("verify", str(saved), "--json")
+    assert tampered.exit_code == 1
+    assert any("total.error_bound" in d for d in json.loads(tampered.stdout)["differences"])
+
+
+def test_files_that_are_no_certificates_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "foreign.json").write_text("{}")
+    for path in (tmp_path / "missing.json", tmp_path / "foreign.json"):
+        result = run("verify", str(path))
+        assert result.exit_code == 2
+        assert result.stderr.startswith("Error: ")
+        assert path.name in result.stderr
