@@ -53,7 +53,7 @@ def changed(value: Any) -> Any:
     return {"x": 1} if value in ({}, None) else ["x"]
 
 
-IGNORED = {"seconds", "sources", "schema", "version", "units"}
+IGNORED = {"seconds", "sources", "schema", "version"}
 FREE = {"torch", "numgeom", "cpu", "device", "threads"}  # said beside the verdict
 
 

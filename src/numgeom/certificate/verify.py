@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from numgeom.certificate.certify import MISSING, certify
-from numgeom.certificate.result import Certificate, CertificateError
+from numgeom.certificate.result import SCHEMA, VERSION, Certificate, CertificateError
+from numgeom.results import store
 
 Progress = Callable[[str, int, int], None]
 
@@ -91,7 +92,10 @@ def verify(
             are not given.
         FileFormatError: if the file is missing, damaged, foreign, or of a later version.
     """
+    document: Any = None
     if not isinstance(certificate, Certificate):
+        # As it is written: fields that follow from others are compared, too.
+        document, _ = store.read(certificate, schema=SCHEMA, version=VERSION)
         certificate = Certificate.load(certificate)
     said = certificate.provenance
     missing = [name for name in _MADE_BY[:6] if name not in said]
@@ -128,7 +132,7 @@ def verify(
         )
     finally:
         torch.set_num_threads(before)
-    differences = tuple(_differences(certificate, again))
+    differences = tuple(_differences(certificate, document, again))
     circumstances = tuple(
         f"{name} {said.get(name, 'unknown')} then, {again.provenance.get(name)} now"
         for name in _CIRCUMSTANCES
@@ -137,19 +141,20 @@ def verify(
     return Verification(not differences, differences, circumstances, again)
 
 
-def _differences(one: Certificate, other: Certificate) -> Iterator[str]:
+def _differences(one: Certificate, document: Any, other: Certificate) -> Iterator[str]:
     if one.provenance["program"] != other.provenance["program"]:
         yield (
             "program: the certificate is about another step, or the step does not give the same "
             "bits here"
         )
-    a, b = json.loads(one.to_json()), json.loads(other.to_json())
-    for document in (a, b):
-        document["provenance"] = {
-            key: value for key, value in document["provenance"].items() if key in _MADE_BY[1:]
+    a = json.loads(one.to_json()) if document is None else dict(document)
+    b = json.loads(other.to_json())
+    for each in (a, b):
+        each["provenance"] = {
+            key: value for key, value in each["provenance"].items() if key in _MADE_BY[1:]
         }
         for key in _VOLATILE:
-            document.pop(key, None)
+            each.pop(key, None)
     yield from _unequal(a, b, "")
     for name, bounds in one.entrywise_bounds.items():
         found = other.entrywise_bounds.get(name)

@@ -59,7 +59,7 @@ def _verify(
             raise NumgeomError(f"{file} is damaged: {error} in its provenance.") from error
         with progress_bar(quiet=quiet or as_json) as advance:
             step = loaded(name, dtype, seed, epochs, device, advance)
-            found = verify(certificate, step.model, step.loss_fn, step.batch, progress=advance)
+            found = verify(file, step.model, step.loss_fn, step.batch, progress=advance)
         if as_json:
             document = {
                 "schema": "numgeom.verification",
