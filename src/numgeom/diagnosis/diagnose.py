@@ -1,5 +1,6 @@
 """What is numerically wrong with a training step, where, and what cures it?"""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,6 +21,8 @@ from numgeom.recording import Program, record_step
 from numgeom.recording.record import record_callable
 
 _MISSING: Any = object()
+# Entries at the very end of the range are masks (torch.finfo(dtype).min), written on purpose.
+_MASK = 0.99
 
 
 class DiagnosisError(NumgeomError):
@@ -80,8 +83,27 @@ def diagnose_program(
         tuple(sorted(found, key=_rank)),
         loss_error=trace.errors.loss,
         gradient_error=trace.errors.gradient,
+        underflow_share=_underflow_share(trace),
+        headroom_binades=_headroom(trace),
         seconds=time.perf_counter() - start,
     )
+
+
+def _underflow_share(trace: Trace) -> float:
+    """Part of the entries that calls flushed to zero."""
+    seen = [o for n, o in trace.observations.items() if n.op != "get_attr"]
+    entries = sum(o.entries for o in seen)
+    return sum(o.flushed for o in seen) / entries if entries else math.nan
+
+
+def _headroom(trace: Trace) -> float:
+    """Powers of two between the largest value of a call and the end of its format."""
+    left = [
+        math.log2(o.format.largest) - math.log2(o.largest)
+        for n, o in trace.observations.items()
+        if n.op != "get_attr" and 0.0 < o.largest < _MASK * o.format.largest
+    ]
+    return min(left, default=math.nan)
 
 
 def all_detectors() -> list[Detector]:

@@ -29,7 +29,7 @@ from numgeom.diagnosis.diagnose import diagnose_program
 from numgeom.diagnosis.result import Diagnosis
 from numgeom.diagnosis.trace import norm
 from numgeom.errors import NumgeomError, RecordingError, ReplayError
-from numgeom.recording import Program, record
+from numgeom.recording import Program, Recording, record
 
 Policy = Literal["warn", "raise"] | Callable[["WatchedStep"], None]
 
@@ -79,12 +79,17 @@ class WatchedStep:
 class Monitor:
     """Diagnoses some steps of a training run.
 
+    Where forward and backward do not fit into one block, as in the hooks of a training framework,
+    call `begin()` before and `end()` after them; `abandon()` if the step failed.
+
     Args:
         model: What is trained.
         every: Look at steps 0, every, 2 * every, ...
         history: File to which one line of JSON is appended for each step looked at.
         keep: Folder for the programs of steps with findings.
         on_finding: "warn", "raise", or a function that gets the step.
+        on_step: Called with every step that was looked at, such as
+            `numgeom.training.TensorBoardSteps`.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class Monitor:
         history: str | Path | None = None,
         keep: str | Path | None = None,
         on_finding: Policy = "warn",
+        on_step: Callable[[WatchedStep], None] | None = None,
     ) -> None:
         """Prepare to watch; nothing is written before the first step."""
         if every < 1:
@@ -108,7 +114,9 @@ class Monitor:
         self._history = None if history is None else Path(history)
         self._keep = None if keep is None else Path(keep)
         self._on_finding = on_finding
+        self._on_step = on_step
         self._step = 0
+        self._recording: Recording | None = None
         self.last: WatchedStep | None = None
 
     @contextmanager
@@ -118,23 +126,51 @@ class Monitor:
         Raises:
             FindingError: The step has findings, and the monitor was told to raise.
         """
-        step, self._step = self._step, self._step + 1
-        if step % self._every:
-            yield
-            return
-        recording = record(self._model)
-        recording.__enter__()
+        self.begin()
         try:
             yield
         except BaseException as error:
-            recording.__exit__(type(error), error, error.__traceback__)
+            self.abandon(error)
             raise
+        self.end()
+
+    def begin(self) -> None:
+        """Start a step; it is recorded if it is its turn.
+
+        Raises:
+            NumgeomError: The last step has not ended.
+        """
+        if self._recording is not None:
+            raise NumgeomError("A watched step has begun already: call monitor.end() first.")
+        step, self._step = self._step, self._step + 1
+        if step % self._every == 0:
+            self._recording = record(self._model)
+            self._recording.__enter__()
+
+    def end(self) -> WatchedStep | None:
+        """End the step after its backward pass; None if it was not its turn.
+
+        Raises:
+            FindingError: The step has findings, and the monitor was told to raise.
+        """
+        recording, self._recording = self._recording, None
+        if recording is None:
+            return None
+        step = self._step - 1
         try:
             recording.__exit__(None, None, None)
             watched = self._look(step, recording.program)
         except (RecordingError, ReplayError) as error:
             watched = WatchedStep(step, None, math.nan, {}, problem=str(error))
         self._report(watched)
+        return watched
+
+    def abandon(self, error: BaseException | None = None) -> None:
+        """Forget the step that has begun: it failed, or the run ends in its middle."""
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            error = RuntimeError("abandoned") if error is None else error
+            recording.__exit__(type(error), error, error.__traceback__)
 
     def _look(self, step: int, program: Program) -> WatchedStep:
         with torch.random.fork_rng():
@@ -159,6 +195,8 @@ class Monitor:
         if self._history is not None:
             with self._history.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(watched.to_document(), allow_nan=False) + "\n")
+        if self._on_step is not None:
+            self._on_step(watched)
         if watched.problem:
             warnings.warn(
                 f"step {watched.step} could not be watched: {watched.problem}",

@@ -109,12 +109,18 @@ class Diagnosis:
         findings: The findings, the worst first.
         loss_error: Relative error of the loss against the float64 reference; NaN if unknown.
         gradient_error: The same of all gradients taken as one vector (2-norm).
+        underflow_share: Part of the entries of all computed values that became zero although the
+            reference is not; NaN if unknown.
+        headroom_binades: By how many powers of two the largest value may grow before its format
+            overflows; NaN if unknown.
         seconds: Time that the diagnosis took.
     """
 
     findings: tuple[Finding, ...]
     loss_error: float = math.nan
     gradient_error: float = math.nan
+    underflow_share: float = math.nan
+    headroom_binades: float = math.nan
     seconds: float = field(default=0.0, compare=False)
 
     def __bool__(self) -> bool:
@@ -137,6 +143,8 @@ class Diagnosis:
             "version": VERSION,
             "loss_error": _plain(self.loss_error),
             "gradient_error": _plain(self.gradient_error),
+            "underflow_share": _plain(self.underflow_share),
+            "headroom_binades": _plain(self.headroom_binades),
             "seconds": self.seconds,
             "findings": [finding.to_document() for finding in self.findings],
         }
