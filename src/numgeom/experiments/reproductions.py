@@ -19,6 +19,7 @@ def _lazy(module: str, function: str) -> Callable[[Settings], Outcome]:
 
 # One line per table or figure: name, title, the module below numgeom.experiments, its function.
 _ENTRIES: tuple[tuple[str, str, str, str], ...] = (
+    ("attention", "Error of attention against sequence length and bits", "attention", "attention"),
     ("instabilities", "Injected instabilities that are found", "instabilities", "instabilities"),
     ("table1", "Tightness of error bounds, by model", "table1", "table1"),
 )

@@ -5,6 +5,7 @@ operations make it. `plan_precision` chooses a format for every module, `recomme
 factor for the loss. Everything here is ESTIMATED: a prediction, never a bound.
 """
 
+from numgeom.precision.bits import BitsNeeded, bits_needed
 from numgeom.precision.errors import PrecisionError
 from numgeom.precision.estimate import Estimate, GradientEstimate, estimate
 from numgeom.precision.loss_scale import LossScale, recommend_loss_scale
@@ -12,6 +13,7 @@ from numgeom.precision.plan import PrecisionPlan, Verification, plan_precision
 from numgeom.precision.sources import Cause, ErrorSource, Sources
 
 __all__ = [
+    "BitsNeeded",
     "Cause",
     "ErrorSource",
     "Estimate",
@@ -21,6 +23,7 @@ __all__ = [
     "PrecisionPlan",
     "Sources",
     "Verification",
+    "bits_needed",
     "estimate",
     "plan_precision",
     "recommend_loss_scale",
