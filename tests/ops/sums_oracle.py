@@ -8,12 +8,13 @@ import math
 from typing import Any
 
 import numpy as np
-from flint import arb
+from flint import arb, ctx
 
 from tests.ops.choice_oracle import extreme
 from tests.ops.laws import Oracle
 from tests.ops.movement_oracle import array, numbers
 from tests.ops.slices import over_slices, reduced, running, total
+from tests.ops.trials import EXACT_BITS
 
 
 def mean(values: list[Any]) -> arb:
@@ -114,14 +115,32 @@ def histogram(args: tuple[Any, ...], kwargs: dict[str, Any]) -> np.ndarray:
     values = list(x.reshape(-1))
     low, high = (arb(v) for v in args[2:4]) if len(args) > 2 else (min(values), max(values))
     counts = [0] * bins
-    for v in values:
-        if low <= v <= high:
-            place = int(((v - low) * bins / (high - low)).floor().unique_fmpz() or 0)
-            counts[min(place, bins - 1)] += 1
+    with ctx.workprec(EXACT_BITS):  # sums and products of float64 numbers, compared exactly
+        for v in values:
+            if low <= v <= high:
+                place = sum(bool((v - low) * bins >= k * (high - low)) for k in range(1, bins))
+                counts[place] += 1
     return array((arb(n) for n in counts), (bins,))
 
 
+def log_of_exponentials(values: list[arb]) -> arb:
+    finite = [v for v in values if v.is_finite()]
+    if not finite:
+        return values[0]
+    largest = max(finite, key=lambda v: float(v.mid()))
+    return total((v - largest).exp() for v in finite).log() + largest
+
+
+def running_logs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> np.ndarray:
+    if args[0].ndim == 0:
+        return args[0]
+    if args[0].size == 0:
+        return args[0]
+    return running(log_of_exponentials)(args, kwargs)
+
+
 SUMS: dict[str, Oracle] = {
+    "logcumsumexp": running_logs,
     "histc": histogram,
     "sum": over_slices(total),
     "mean": over_slices(mean),

@@ -248,6 +248,16 @@ def test_a_broadcast_divisor_is_counted_as_often_as_it_stands() -> None:
     assert _entry("div").multiplicity(laws.evaluate(_entry("div"), (args[0], 2.0), {})) == 1.0
 
 
+@pytest.mark.parametrize("mode", [None, "floor", "trunc"])
+def test_zero_over_what_may_be_zero_is_unknown(mode: str | None) -> None:
+    """Also where the divisor's box only touches 0: 0 / 0 is no number."""
+    for divisor in (-3.0, 1.0):
+        found = facts(
+            "div", row(0.0), row(divisor), radii={1: [abs(divisor)]}, rounding_mode=mode
+        )  # fmt: skip
+        assert found[0] == [INF]
+
+
 def test_integers_that_float64_cannot_hold_are_unknown() -> None:
     assert facts("mul", row(1.5), torch.tensor([2**53 + 1]))[1] == [INF]
     assert facts("mul", row(1.5), torch.tensor([-(2**63)]))[1] == [INF]

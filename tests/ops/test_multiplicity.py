@@ -18,7 +18,7 @@ from tests.ops.laws import generator, outputs_of, run_op
 NAMES = (
     "mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addbmm", "convolution", "convolution_backward",
     "var", "var_mean", "std", "linalg_vector_norm", "prod", "cumprod", "_cdist_forward",
-    "_cdist_backward",
+    "_cdist_backward", "logcumsumexp",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from numgeom.ops.pooling import POOLING
 from numgeom.ops.products import PRODUCTS
 from numgeom.ops.randomness import RANDOM
 from numgeom.ops.reduction import REDUCTION
+from numgeom.ops.running_logs import RUNNING_LOGS
 from numgeom.ops.scatter import SCATTER
 from tests.ops import laws
 from tests.ops.tensor_oracle import ORACLES
@@ -28,7 +29,7 @@ from tests.ops.tensor_oracle import ORACLES
 ENTRIES: tuple[Op, ...] = (
     *EXACT, *FACTORIES, *CASTING, *MASKING, *INDEXING, *CONTRACTION, *CONVOLUTION, *REDUCTION,
     *MOMENTS, *CHOICE, *SCATTER, *PRODUCTS, *POOLING, *AVERAGING, *INTERPOLATION, *DISTANCES,
-    *LOGIC, *RANDOM, *COUNTING,
+    *LOGIC, *RANDOM, *COUNTING, *RUNNING_LOGS,
 )  # fmt: skip
 
 # Without a function of their inputs that an oracle could compute: what is drawn, memory as it was,

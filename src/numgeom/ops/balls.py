@@ -6,6 +6,7 @@ an inexact one lies strictly outside of the ball, so that touching balls overlap
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,13 @@ def nothing(call: Evaluation) -> Any:
     if isinstance(call.y, (tuple, list)):
         return (None,) * len(call.y)
     return None
+
+
+def says_nothing(fact: Any) -> bool:
+    """Whether a fact is "none" by construction, also where it is guarded for real numbers."""
+    if isinstance(fact, partial):
+        return any(part is nothing for part in (fact.func, *fact.args[:1]))
+    return fact is nothing
 
 
 def is_decision(x: Any) -> bool:

@@ -44,11 +44,19 @@ def cast_doubt(x: Tensor, y: Tensor, radius: Bound, doubt: Tensor | None) -> Ten
         return doubt
     if y.dtype is torch.bool:
         return truth_doubt(x, radius, doubt)
-    undefined = ~torch.isfinite(x)
+    undefined = ~_is_representable(x, y.dtype)
     if radius is None:
         return undefined if bool(undefined.any()) else None
     same = torch.trunc(lower_end(x, radius)) == torch.trunc(upper_end(x, radius))
     return undefined | ~same
+
+
+def _is_representable(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where the integer part of x is a number of the type; what a cast gives elsewhere is open."""
+    limits = torch.iinfo(dtype)
+    whole = torch.trunc(x)
+    # The largest number may round up, to the next power of two.
+    return (whole >= float(limits.min)) & (whole < float(limits.max) + 1.0)
 
 
 def _source(call: Evaluation) -> tuple[Tensor, Bound, Tensor | None]:

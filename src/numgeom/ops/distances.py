@@ -121,7 +121,7 @@ class _Terms:
     def __init__(self, call: Evaluation) -> None:
         g, a, b, _, d = call.args[:5]
         self.g = g.unsqueeze(-1)
-        self.d = d.unsqueeze(-1)
+        self.d = d.abs().unsqueeze(-1)
         difference = a.unsqueeze(-2) - b.unsqueeze(-3)
         self.size = mul_up(difference.abs(), 1.0 + 2.0 * UNIT_ROUNDOFF)
         self.r_g = filled(call.radius(0), g).unsqueeze(-1)
@@ -146,7 +146,9 @@ class _Terms:
     def spread(self) -> Tensor:
         moved = add_up(
             mul_up(self.g.abs(), self.r_quotient),
-            mul_up(self.r_g, add_up(self.quotient, self.r_quotient)),
+            torch.where(
+                self.r_g == 0, 0.0, mul_up(self.r_g, add_up(self.quotient, self.r_quotient))
+            ),
         )
         return sum_up(self._where_apart(moved), -2)
 
@@ -193,7 +195,7 @@ def _backward_second_order(call: Evaluation) -> Bound:
 
 def _backward_doubt(call: Evaluation) -> Tensor | None:
     """Where a distance may be 0, the derivative jumps."""
-    d, r = call.args[4], call.radius(4)
+    d, r = call.args[4].abs(), call.radius(4)
     if r is None:
         return None
     touches = ((r > 0) & ~(d > r)).any(-1, keepdim=True)

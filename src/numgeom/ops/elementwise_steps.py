@@ -27,10 +27,19 @@ from numgeom.ops.intervals import Interval
 
 
 def whole_quotients(a: Operand, b: Operand, mode: str) -> tuple[Tensor, Tensor]:
-    """The least and the largest whole number that the box can give."""
+    """The least and the largest whole number that the box can give.
+
+    Anything where the divisor may be 0, whatever is divided: 0 / 0 is no number.
+    """
     to_whole = torch.floor if mode == "floor" else torch.trunc
     box: Interval = a.box() / b.box()
-    return to_whole(box.lo), to_whole(box.hi)
+    undefined = _may_be_zero(b)
+    low = torch.where(undefined, -math.inf, to_whole(box.lo))
+    return low, torch.where(undefined, math.inf, to_whole(box.hi))
+
+
+def _may_be_zero(b: Operand) -> Tensor:
+    return (b.radius() > 0) & ~(b.x.abs() > b.radius())
 
 
 def whole_quotient_rounding(y: Tensor, a: Operand, b: Operand, mode: str) -> Tensor:
@@ -141,6 +150,7 @@ def _remainder_spread(call: Evaluation) -> Bound:
     # a - n b with the same n, or any two remainders: each is below |b| + r_b.
     linear = add_up(a.radius(), mul_up(high.abs(), b.radius()))
     bound = torch.where(low == high, linear, mul_up(add_up(b.x.abs(), b.radius()), 2.0))
+    bound = torch.where(_may_be_zero(b), math.inf, bound)
     return finish_spread(call, bound, (a, b))
 
 

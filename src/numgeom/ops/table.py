@@ -36,6 +36,7 @@ from numgeom.ops.pooling import POOLING
 from numgeom.ops.products import PRODUCTS
 from numgeom.ops.randomness import RANDOM
 from numgeom.ops.reduction import REDUCTION
+from numgeom.ops.running_logs import RUNNING_LOGS
 from numgeom.ops.scatter import SCATTER
 from numgeom.recording.variants import functional_variant
 
@@ -128,6 +129,7 @@ OPS = OpTable(
         *CONVOLUTION,
         *REDUCTION,
         *COUNTING,
+        *RUNNING_LOGS,
         *MOMENTS,
         *CHOICE,
         *RANDOM,

@@ -54,15 +54,18 @@ def _build(
             builder.add(entry)
     results = tree_map_only(Value, builder.node, dict(outputs))
     builder.graph.output(results)
+    return Program(builder.graph, builder.constants, recorded, **circumstances() | attributes)
+
+
+def circumstances() -> dict[str, Any]:
+    """Fields of `Program` that tell of this moment: torch's settings and the versions."""
     from numgeom.version import __version__
 
-    fields: dict[str, Any] = {
+    return {
         "switches": current_switches(),
         "default_dtype": torch.get_default_dtype(),
         "versions": {"torch": torch.__version__, "numgeom": __version__},
     }
-    fields.update(attributes)
-    return Program(builder.graph, builder.constants, recorded, **fields)
 
 
 def _values_in(tree: Any) -> list[Value]:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from numgeom.recording.build import build_program
 from numgeom.recording.calls import CallInfo, TensorMeta
+from numgeom.recording.complex_pairs import Pairs, is_about_complex_numbers
 from numgeom.recording.program import Program, Replay
 from numgeom.recording.recorder import Recorder
 from numgeom.recording.references import REFERENCES
@@ -24,6 +25,7 @@ from numgeom.recording.replay import ProgramInterpreter
 from numgeom.recording.values import Constant, Value
 
 aten = torch.ops.aten
+prims = torch.ops.prims
 
 # Opened beyond core ATen: composite in arithmetic, so that each rounding is a call of its own.
 _ALSO_OPENED = (
@@ -116,6 +118,17 @@ _OWN: Mapping[OpOverload, Callable[..., Any]] = {
     aten._log_softmax.default: _log_softmax,
     aten._softmax.default: _softmax,
     aten.embedding.default: _embedding,
+    # Higher derivatives in torch.func come in these; they mean what their namesakes do.
+    prims.add.default: aten.add.Tensor,
+    prims.sub.default: aten.sub.Tensor,
+    prims.mul.default: aten.mul.Tensor,
+    prims.div.default: aten.div.Tensor,
+    prims.neg.default: aten.neg.default,
+    prims.exp.default: aten.exp.default,
+    prims.log.default: aten.log.default,
+    prims.sqrt.default: aten.sqrt.default,
+    prims.tanh.default: aten.tanh.default,
+    prims.where.default: aten.where.self,
 }
 
 
@@ -228,6 +241,7 @@ class _Reader(ProgramInterpreter):
     def constant(self, node: fx.Node) -> torch.Tensor:
         tensor = super().constant(node)
         self._recorder.announce(tensor, node.meta["role"], node.meta["name"])
+        self._mode.pairs.know_constant(tensor)
         return tensor
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
@@ -244,6 +258,7 @@ class _OpeningMode(TorchDispatchMode):
         super().__init__()
         self._recorder = recorder
         self._table = decompositions()
+        self.pairs = Pairs()
         self.info = CallInfo("forward", "", "")
 
     @classmethod
@@ -255,6 +270,11 @@ class _OpeningMode(TorchDispatchMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
+        if is_about_complex_numbers(func, args, kwargs):
+            with self:
+                parts = self.pairs.open(func, args, kwargs)
+            if parts is not NotImplemented:
+                return self._made(parts)
         meaning = self._table.get(func)
         if meaning is not None:
             with self:
@@ -263,7 +283,20 @@ class _OpeningMode(TorchDispatchMode):
             opened = func.decompose(*args, **kwargs)
         if opened is not NotImplemented:
             return opened
+        return self._recorded(func, args, kwargs)
+
+    def _recorded(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         token = self._recorder.before(func, args, kwargs)
         outputs = func(*args, **kwargs)
         self._recorder.after(token, outputs, self.info)
         return outputs
+
+    def _made(self, parts: Any) -> Any:
+        """A real tensor as it is, or the complex tensor that has these parts."""
+        if isinstance(parts, Tensor):
+            return parts
+        if isinstance(parts, list):
+            return [self._made(p) for p in parts]
+        z = self._recorded(aten.complex.default, parts, {})
+        self.pairs.keep(z, parts)
+        return z

@@ -7,6 +7,7 @@ A file holds one JSON text (the calls) and the tensors, written by torch.save an
 import json
 import operator
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ FORMAT = "numgeom.program"
 VERSION = 1
 
 
-def save(program: Program, path: Path) -> None:
+def save(program: Program, path: Path, more: Mapping[str, Any]) -> None:
     """Write a program; see `Program.save`."""
     recorded = program.recorded
     content = {
@@ -41,7 +42,7 @@ def save(program: Program, path: Path) -> None:
         "updates": _detached(recorded.updates),
         "loss": recorded.loss,
     }
-    torch.save(content, path)
+    torch.save({**more, **content}, path)
 
 
 def load(path: Path) -> Program:

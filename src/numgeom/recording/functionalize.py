@@ -14,7 +14,6 @@ Most calls are pure already. The others are rewritten here, each by the reason w
 
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -100,14 +99,30 @@ class Treatment(Enum):
 class Traits(NamedTuple):
     """What the recorder needs to know of an op, looked up once."""
 
+    op: OpOverload
     treatment: Treatment
     written: tuple[int, ...]
+    takes_indices: bool  # its second argument is a list of index tensors
+    has_defaults: bool  # `fill_defaults` does something
 
 
-@cache
+# By id, since the hash of an op is a Python function; the traits keep the op alive.
+_TRAITS: dict[int, Traits] = {}
+
+
 def traits_of(op: OpOverload) -> Traits:
     """How a call of this op is recorded, and which arguments it writes to."""
-    return Traits(_treatment(op), written_arguments(op))
+    traits = _TRAITS.get(id(op))
+    if traits is None:
+        second = op._schema.arguments[1:2]
+        traits = _TRAITS[id(op)] = Traits(
+            op,
+            _treatment(op),
+            written_arguments(op),
+            any("Tensor" in str(a.type) and "List" in str(a.type) for a in second),
+            name_of(op) in _DEFAULTS,
+        )
+    return traits
 
 
 def _treatment(op: OpOverload) -> Treatment:
@@ -181,6 +196,13 @@ def refuse_unsupported_tensor(tensor: torch.Tensor) -> None:
 
 
 _QUANTIZED = frozenset({torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4})
+
+
+def has_mask(indices: Any) -> bool:
+    """Whether a boolean tensor is among the indices."""
+    return any(
+        isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices
+    )
 
 
 def frozen_mask_indices(indices: Any) -> list[Any]:

@@ -134,11 +134,16 @@ class Program:
 
         return decompose(self, device=device)
 
-    def save(self, path: str | Path) -> None:
-        """Write the program to a file that `load` reads; nothing in it is pickled code."""
+    def save(self, path: str | Path, **more: Any) -> None:
+        """Write the program to a file that `load` reads; nothing in it is pickled code.
+
+        Args:
+            path: The file.
+            more: Tensors and plain values to keep beside the program, under these names.
+        """
         from numgeom.recording.files import save
 
-        save(self, Path(path))
+        save(self, Path(path), more)
 
     @classmethod
     def load(cls, path: str | Path) -> "Program":

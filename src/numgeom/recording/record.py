@@ -6,6 +6,7 @@ with numgeom.record(model) as recording:
 program = recording.program
 """
 
+import functools
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ import torch
 from torch import nn
 
 from numgeom.errors import RecordingError
-from numgeom.recording.build import build_program
+from numgeom.recording.build import build_program, circumstances
+from numgeom.recording.modules import Named, named
 from numgeom.recording.problems import describe
 from numgeom.recording.program import Program, Replay
 from numgeom.recording.recorder import Recorder
@@ -49,6 +51,7 @@ class Recording:
         self._recorder: Recorder | None = None
         self._stream: Stream | None = None
         self._program: Program | None = None
+        self._build: Callable[[], Program] | None = None
         self._state = "new"
         self._collecting = False
 
@@ -59,6 +62,9 @@ class Recording:
         Raises:
             RecordingError: before the block has ended, or if it ended in an error.
         """
+        if self._build is not None:
+            build, self._build = self._build, None
+            self._program = build()
         if self._program is None:
             reason = {
                 "new": "the recording has not been entered: use it in a with statement",
@@ -86,7 +92,10 @@ class Recording:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop recording and build the program, unless the block raised."""
+        """Stop recording and check what was recorded, unless the block raised.
+
+        The program is built when it is first asked for: many steps are watched and never looked at.
+        """
         del error, trace
         stream, recorder = self._stream, self._recorder
         assert stream is not None
@@ -99,7 +108,7 @@ class Recording:
         self._state = "failed"
         if kind is None:
             with torch.no_grad():
-                self._program = _finish(recorder, self._model, roots)
+                self._build = _finish(recorder, self._model, roots)
             self._state = "closed"
         self._model = None
 
@@ -258,12 +267,16 @@ def _kept_random_state() -> Iterator[None]:
 
 
 def _names_of(model: nn.Module) -> dict[int, tuple[str, str]]:
-    names = {id(b): ("buffer", name) for name, b in model.named_buffers()}
-    names |= {id(p): ("parameter", name) for name, p in model.named_parameters()}
+    found = named(model)
+    names = {id(b): ("buffer", name) for name, b in found.buffers.items()}
+    names |= {id(p): ("parameter", name) for name, p in found.parameters.items()}
     return names
 
 
-def _finish(recorder: Recorder, model: nn.Module | None, roots: list[nn.Module]) -> Program:
+def _finish(
+    recorder: Recorder, model: nn.Module | None, roots: list[nn.Module]
+) -> Callable[[], Program]:
+    """Check a recording and copy its results; what is returned builds the program."""
     if recorder.problems:
         raise RecordingError(describe(recorder.problems.values()))
     if not recorder.ran_backward:
@@ -271,7 +284,8 @@ def _finish(recorder: Recorder, model: nn.Module | None, roots: list[nn.Module])
             "no backward pass ran inside the recording; call loss.backward() before the block "
             "ends (torch.autograd.grad alone leaves no gradient on the parameters)"
         )
-    parameters = _parameters(recorder, model, roots)
+    held = None if model is None else named(model)
+    parameters = _parameters(recorder, held, roots)
     for name, parameter in parameters.items():  # those of a step without a model get names now
         first = recorder.leaf_values.get(id(parameter))
         if first is not None and isinstance(first.origin, Constant):
@@ -294,42 +308,42 @@ def _finish(recorder: Recorder, model: nn.Module | None, roots: list[nn.Module])
             "the backward pass left no gradient on any parameter; is the loss connected to "
             "the parameters, and does the recording know the model?"
         )
-    updates, new = _updates(recorder, parameters, model)
+    updates, new = _updates(recorder, parameters, held)
     loss_value = recorder.loss
     recorded = Replay(gradients, recorder.loss_tensor, updates)
     outputs = {"gradients": values, "loss": loss_value, "updates": new}
-    return build_program(recorder.entries, outputs, recorded)
+    return functools.partial(build_program, recorder.entries, outputs, recorded, **circumstances())
 
 
 def _parameters(
-    recorder: Recorder, model: nn.Module | None, roots: list[nn.Module]
+    recorder: Recorder, held: Named | None, roots: list[nn.Module]
 ) -> dict[str, torch.Tensor]:
     """All parameters by name; without a model, every tensor that collects a gradient."""
-    if model is not None:
-        return {n: p for n, p in model.named_parameters() if p.requires_grad}
-    named: dict[int, str] = {}
+    if held is not None:
+        return {n: p for n, p in held.parameters.items() if p.requires_grad}
+    labels: dict[int, str] = {}
     several = len(roots) > 1
     for root in roots:
         for name, parameter in root.named_parameters():
             label = f"{type(root).__name__}.{name}" if several else name
-            if label in named.values():
-                label = f"{label}_{len(named)}"
-            named.setdefault(id(parameter), label)
-    order = {key: i for i, key in enumerate(named)}
+            if label in labels.values():
+                label = f"{label}_{len(labels)}"
+            labels.setdefault(id(parameter), label)
+    order = {key: i for i, key in enumerate(labels)}
     leaves = sorted(recorder.leaves.values(), key=lambda t: order.get(id(t), len(order)))
     found: dict[str, torch.Tensor] = {}
     for i, leaf in enumerate(leaves):
-        found[named.get(id(leaf), f"leaf_{i}")] = leaf
+        found[labels.get(id(leaf), f"leaf_{i}")] = leaf
     return found
 
 
 def _updates(
-    recorder: Recorder, parameters: dict[str, torch.Tensor], model: nn.Module | None
+    recorder: Recorder, parameters: dict[str, torch.Tensor], held: Named | None
 ) -> tuple[dict[str, torch.Tensor], dict[str, Value]]:
     """Parameters and buffers that the step gave new values."""
     tensors = dict(parameters)
-    if model is not None:
-        tensors |= dict(model.named_buffers())
+    if held is not None:
+        tensors |= held.buffers
     recorded, values = {}, {}
     for name, tensor in tensors.items():
         if recorder.storages.was_written(tensor):

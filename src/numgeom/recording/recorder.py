@@ -14,10 +14,12 @@ from numgeom.recording.calls import CallInfo, TensorMeta
 from numgeom.recording.functionalize import (
     DRAWS,
     HIDDEN_WRITES,
+    Traits,
     Treatment,
     draws_nothing,
     fill_defaults,
     frozen_mask_indices,
+    has_mask,
     name_of,
     refusal_of,
     refuse_unsupported_tensor,
@@ -31,6 +33,7 @@ from numgeom.recording.values import (
     Entry,
     Value,
     meta_of,
+    mixes_dtypes,
     replace_tensors,
     tensors_in,
     with_paths,
@@ -79,14 +82,14 @@ class Recorder:
         if len(token) == 2:
             self._refuse(token[0], token[1], info)
             return
-        op, args, kwargs, read = token
+        traits, args, kwargs, read = token
         self._info = info
         for entry in self._new:  # reads of views that `before` had to add
             entry.info = info
         try:
-            self._after(op, args, kwargs, read, outputs)
+            self._after(traits, args, kwargs, read, outputs)
         except UnsupportedOpError as error:
-            self._refuse(op, error, info)
+            self._refuse(traits.op, error, info)
 
     def backward_from(self, root: torch.Tensor) -> None:
         """Take the tensor from which a backward pass starts as the loss."""
@@ -116,16 +119,18 @@ class Recorder:
     # -- calls ---------------------------------------------------------------------------
 
     def _before(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        treatment, written = traits_of(op)
+        traits = traits_of(op)
+        treatment, written = traits.treatment, traits.written
         if treatment is Treatment.REFUSE:
             raise UnsupportedOpError(refusal_of(op))
         if self.problems:  # nothing is recorded any more, but all problems are told
             for tensor in tensors_in((*args, *kwargs.values())):
                 refuse_unsupported_tensor(tensor)
         if treatment in (Treatment.ALLOCATE, Treatment.IGNORE) or self.problems:
-            return op, args, kwargs, None
-        args, kwargs = fill_defaults(op, args, kwargs)
-        if len(args) > 1 and isinstance(args[1], (list, tuple)) and _has_mask(args[1]):
+            return traits, args, kwargs, None
+        if traits.has_defaults:
+            args, kwargs = fill_defaults(op, args, kwargs)
+        if traits.takes_indices and len(args) > 1 and has_mask(args[1]):
             args = (args[0], self._decided_all(args[1]), *args[2:])
         if treatment is Treatment.WRITE_HIDDEN:
             positions, training = HIDDEN_WRITES[name_of(op)]
@@ -134,10 +139,10 @@ class Recorder:
             for tensor in tensors_in(argument_at(op, args, kwargs, i)):
                 self.storages.prepare_write(tensor)
         read = replace_tensors(args, self._read), replace_tensors(kwargs, self._read)
-        return op, args, kwargs, read
+        return traits, args, kwargs, read
 
-    def _after(self, op: OpOverload, args: Any, kwargs: Any, read: Any, outputs: Any) -> None:
-        treatment = traits_of(op).treatment
+    def _after(self, traits: Traits, args: Any, kwargs: Any, read: Any, outputs: Any) -> None:
+        op, treatment = traits.op, traits.treatment
         if self.problems:
             for tensor in tensors_in(outputs):
                 refuse_unsupported_tensor(tensor)
@@ -163,20 +168,24 @@ class Recorder:
             self._write(op, args, kwargs, read, outputs)
 
     def _read(self, tensor: torch.Tensor) -> Value:
-        if tensor.requires_grad:
-            if tensor.is_leaf:
-                if id(tensor) not in self.leaves:
-                    self.leaves[id(tensor)] = tensor
-                    self.first_grads[id(tensor)] = tensor.grad
-                    self.leaf_values[id(tensor)] = self.storages.read(tensor)
-            elif not self.storages.is_known(tensor):
-                maker = tensor.grad_fn.name() if tensor.grad_fn else "an operation"
-                raise UnsupportedOpError(
-                    f"an input of shape {tuple(tensor.shape)} was computed by {maker} outside of "
-                    "the recording (before it began, or on another thread); run the whole forward "
-                    "pass inside the recording"
-                )
-        return self.storages.read(tensor)
+        value = self.storages.find(tensor)
+        if not tensor.requires_grad:
+            return self.storages.read(tensor) if value is None else value
+        if tensor.is_leaf:
+            if value is None:
+                value = self.storages.read(tensor)
+            if id(tensor) not in self.leaves:
+                self.leaves[id(tensor)] = tensor
+                self.first_grads[id(tensor)] = tensor.grad
+                self.leaf_values[id(tensor)] = value
+        elif value is None and not self.storages.is_known(tensor):
+            maker = tensor.grad_fn.name() if tensor.grad_fn else "an operation"
+            raise UnsupportedOpError(
+                f"an input of shape {tuple(tensor.shape)} was computed by {maker} outside of "
+                "the recording (before it began, or on another thread); run the whole forward "
+                "pass inside the recording"
+            )
+        return self.storages.read(tensor) if value is None else value
 
     def _call(self, op: Any, args: Any, kwargs: Any, outputs: Any) -> None:
         """A pure call. Views that are known already need no call: `detach`, `alias`."""
@@ -184,7 +193,7 @@ class Recorder:
             self.storages.bind(outputs, lambda meta: self._emit(op, args, kwargs, meta))
             return
         found = with_paths(outputs)
-        if all(self.storages.has(t) for _, t in found):
+        if all(self.storages.find(t) is not None for _, t in found):
             return
         entry = self._entry(op, args, kwargs, outputs)
         for path, tensor in found:
@@ -324,7 +333,7 @@ class Recorder:
         alone = len(results) == 1
         example = results[0] if alone else tuple(results)
         entry = self._entry(variant.op, read[0], kwargs_read, example)
-        mixed = _mixes_dtypes(args, kwargs)
+        mixed = mixes_dtypes(args, kwargs)
         for path, tensor in with_paths(example):
             value = entry.output(*path)
             if (path[0] if path else 0) < len(fresh) and not alone:
@@ -388,13 +397,3 @@ class Recorder:
 
     def _name_of(self, tensor: torch.Tensor) -> tuple[str, str]:
         return self._names.get(id(tensor), ("input", ""))
-
-
-def _has_mask(indices: Any) -> bool:
-    return any(
-        isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices
-    )
-
-
-def _mixes_dtypes(args: Any, kwargs: Any) -> bool:
-    return len({t.dtype for t in tensors_in((args, kwargs))}) > 1

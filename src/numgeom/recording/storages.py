@@ -22,6 +22,7 @@ from numgeom.recording.functionalize import refuse_unsupported_tensor
 from numgeom.recording.values import Constant, Value, meta_of
 
 aten = torch.ops.aten
+_STRIDED = torch.strided
 
 # Emits one call of the program: (op, args, kwargs, meta of its output) -> its output.
 Emit = Callable[[Any, tuple[Any, ...], dict[str, Any], TensorMeta], Value]
@@ -83,6 +84,16 @@ class Storages:
         """Whether the step has touched this tensor's storage."""
         return tensor.untyped_storage()._cdata in self._known
 
+    def find(self, tensor: torch.Tensor) -> Value | None:
+        """The value of exactly this view of the storage, if it is known. Called for every tensor.
+
+        Memory that is not strided is not known.
+        """
+        if tensor.layout is not _STRIDED:
+            return None
+        storage = self._known.get(tensor.untyped_storage()._cdata)
+        return None if storage is None else storage.values.get(layout_of(tensor))
+
     def read(self, tensor: torch.Tensor) -> Value:
         """The value that a tensor holds now. A tensor from outside becomes a constant."""
         storage = self._storage(tensor, external=True)
@@ -113,13 +124,6 @@ class Storages:
         storage = self._known.get(tensor.untyped_storage()._cdata)
         return storage is not None and storage.original is not None and storage.written
 
-    def has(self, tensor: torch.Tensor) -> bool:
-        """Whether the value of exactly this view of the storage is already known."""
-        if tensor.layout is not torch.strided:
-            return False
-        storage = self._known.get(tensor.untyped_storage()._cdata)
-        return storage is not None and layout_of(tensor) in storage.values
-
     def bind(self, tensor: torch.Tensor, make: Callable[[TensorMeta], Value]) -> None:
         """Note that a call returned this tensor: fresh memory, or a view of known memory.
 
@@ -145,11 +149,11 @@ class Storages:
         """Note the memory's content before a call writes to it."""
         storage = self._storage(tensor, external=True)
         if storage.external and storage.original is None:
-            whole = _whole(tensor)
             value = self.read(tensor)
             if _covers(tensor):
-                base = (layout_of(tensor), value)
+                whole, base = tensor.detach(), (layout_of(tensor), value)
             else:
+                whole = _whole(tensor)
                 base = (layout_of(whole), self._constant(whole, meta_of(whole)))
             storage.base = base
             storage.original = (tensor.untyped_storage(), whole.clone())
@@ -183,7 +187,7 @@ class Storages:
     # -- helpers -------------------------------------------------------------------------
 
     def _storage(self, tensor: torch.Tensor, *, external: bool) -> _Storage:
-        if tensor.layout is not torch.strided:  # has no single memory
+        if tensor.layout is not _STRIDED:  # has no single memory
             refuse_unsupported_tensor(tensor)
         memory = tensor.untyped_storage()
         storage = self._known.get(memory._cdata)
@@ -197,7 +201,7 @@ class Storages:
         """Copy a tensor from outside; expanded dimensions are kept once."""
         role, name = self._name(tensor)
         plain = tensor.detach()
-        if not _overlaps(plain):
+        if plain.is_contiguous() or not _overlaps(plain):
             return Value(Constant(plain.clone(), role, name))
         for dim, step in enumerate(plain.stride()):
             if step == 0 and plain.shape[dim] > 1:
@@ -315,7 +319,9 @@ def _overlaps(tensor: torch.Tensor) -> bool:
 def _covers(tensor: torch.Tensor) -> bool:
     """Whether the tensor is the whole of its storage, each place once."""
     whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
-    return whole and tensor.storage_offset() == 0 and _is_dense(meta_of(tensor))
+    if not whole or tensor.storage_offset() != 0:
+        return False
+    return tensor.is_contiguous() or _is_dense(meta_of(tensor))
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

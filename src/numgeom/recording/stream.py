@@ -25,6 +25,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from numgeom.recording.calls import CallInfo
+from numgeom.recording.modules import named
 
 _TORCH = str(Path(nn.__file__).parent.parent)
 _PACKAGE = str(Path(__file__).parent.parent)
@@ -135,10 +136,10 @@ class Stream:
         return label
 
     def _learn(self, module: nn.Module, label: str) -> None:
-        for path, child in module.named_modules():
+        for path, child in named(module).modules.items():
             name = f"{label}.{path}".strip(".")
             self._names.setdefault(id(child), name)
-            for parameter in child.parameters(recurse=False):
+            for parameter in child._parameters.values():
                 self._owners.setdefault(id(parameter), name)
 
     # -- calls ---------------------------------------------------------------------------
@@ -217,8 +218,10 @@ class _Sources:
     """Find the user's line in a stack of frames."""
 
     def __init__(self) -> None:
-        self._ours: dict[CodeType, bool] = {}
-        self._text: dict[tuple[CodeType, int], str] = {}
+        # By id: hashing a code object reads all of it. Those that are known are kept alive.
+        self._ours: dict[int, bool] = {}
+        self._text: dict[tuple[int, int], str] = {}
+        self._kept: list[CodeType] = []
 
     def find(self, frame: FrameType | None) -> tuple[str, bool]:
         """Return the innermost line outside torch, and whether a backward pass is being seeded.
@@ -228,9 +231,10 @@ class _Sources:
         seeds = False
         while frame is not None:
             code = frame.f_code
-            ours = self._ours.get(code)
+            ours = self._ours.get(id(code))
             if ours is None:
-                ours = self._ours[code] = _is_plumbing(code.co_filename)
+                self._kept.append(code)
+                ours = self._ours[id(code)] = _is_plumbing(code.co_filename)
             if not ours:
                 return self._describe(code, frame.f_lineno), seeds
             if code.co_name == "_engine_run_backward":
@@ -240,9 +244,9 @@ class _Sources:
         return "", seeds
 
     def _describe(self, code: CodeType, line: int) -> str:
-        text = self._text.get((code, line))
+        text = self._text.get((id(code), line))
         if text is None:
-            text = self._text[code, line] = f"{short_path(code.co_filename)}:{line}"
+            text = self._text[id(code), line] = f"{short_path(code.co_filename)}:{line}"
         return text
 
 

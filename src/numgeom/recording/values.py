@@ -82,7 +82,14 @@ def replace_tensors(tree: Any, by: Callable[[torch.Tensor], Any]) -> Any:
     """Copy (nested) arguments, a tuple, list or dict, with every tensor replaced."""
     if isinstance(tree, dict):
         return {key: _replaced(item, by) for key, item in tree.items()} if tree else tree
-    items = [_replaced(item, by) for item in tree]
+    items = [
+        by(item)
+        if isinstance(item, torch.Tensor)
+        else replace_tensors(item, by)
+        if isinstance(item, (list, tuple, dict))
+        else item
+        for item in tree
+    ]
     return tuple(items) if isinstance(tree, tuple) else items
 
 
@@ -90,3 +97,8 @@ def _replaced(item: Any, by: Callable[[torch.Tensor], Any]) -> Any:
     if isinstance(item, torch.Tensor):
         return by(item)
     return replace_tensors(item, by) if isinstance(item, (list, tuple, dict)) else item
+
+
+def mixes_dtypes(args: Any, kwargs: Any) -> bool:
+    """Whether tensors of several formats are among the arguments."""
+    return len({t.dtype for t in tensors_in((args, kwargs))}) > 1

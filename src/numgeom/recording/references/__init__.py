@@ -9,6 +9,7 @@ function itself. `REFERENCES` gives it: one entry per op, in a table that is wri
 from numgeom.recording.references import (
     bags,
     cells,
+    ctc,
     distances,
     foreach,
     linear_systems,
@@ -18,6 +19,7 @@ from numgeom.recording.references import (
     optimizer,
     packed_attention,
     recurrent_ops,
+    sampling,
     sdpa,
 )
 from numgeom.recording.references.entry import Definition, Reference, overload, resolve
@@ -34,6 +36,8 @@ DEFINITIONS: tuple[Definition, ...] = (
     *bags.DEFINITIONS,
     *margins.DEFINITIONS,
     *distances.DEFINITIONS,
+    *sampling.DEFINITIONS,
+    *ctc.DEFINITIONS,
     *linear_systems.DEFINITIONS,
 )
 

@@ -7,7 +7,8 @@ gradient that comes in,
     multilabel-margin   y = 1/k sum_{t right} sum_{j wrong} max(0, 1 - x_t + x_j),
 
 so that each positive margin adds to the gradient of x_j what it takes from that of x_t. Weight norm
-(Salimans and Kingma 2016) is w = g v / |v|, with norms over all dimensions but one.
+(Salimans and Kingma 2016) is w = g v / |v|, with norms over all dimensions but one. A randomised
+leaky ReLU that is told not to draw has the mean slope.
 """
 
 import torch
@@ -77,7 +78,7 @@ def _rrelu(
     self: Tensor,
     noise: Tensor,
     lower: float = 0.125,
-    upper: float = 1 / 3,
+    upper: float = 0.3333333333333333,
     training: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -90,11 +91,44 @@ def _rrelu(
     return torch.nn.functional.leaky_relu(self, (lower + upper) / 2)
 
 
-def _rrelu_functional(self: Tensor, noise: Tensor, *options: object, **named: object) -> object:
-    return _rrelu(self, noise, *options, **named), noise  # type: ignore[arg-type]  # as given
+def _rrelu_functional(
+    self: Tensor,
+    noise: Tensor,
+    lower: float = 0.125,
+    upper: float = 0.3333333333333333,
+    training: bool = False,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    return _rrelu(self, noise, lower, upper, training, generator), noise
+
+
+def _rrelu_backward(
+    grad_output: Tensor,
+    self: Tensor,
+    noise: Tensor,
+    lower: float,
+    upper: float,
+    training: bool,
+    self_is_result: bool,
+) -> Tensor:
+    del self_is_result  # the result has the sign of the input
+    if training and upper - lower > 1e-6:  # as in the kernel: otherwise nothing was drawn
+        return grad_output * noise
+    return torch.where(self > 0, grad_output, grad_output * ((lower + upper) / 2))
+
+
+def _hardsigmoid_backward(grad_output: Tensor, self: Tensor) -> Tensor:
+    """1/6 between -3 and 3. The kernel takes the float32 number next to 1/6, in float64 as well."""
+    return torch.where((self > -3) & (self < 3), grad_output / 6, 0.0)
 
 
 DEFINITIONS: tuple[Definition, ...] = (
+    Definition(
+        "aten::hardsigmoid_backward", _hardsigmoid_backward, "torch.nn.Hardsigmoid documentation"
+    ),
+    Definition(
+        "aten::rrelu_with_noise_backward", _rrelu_backward, "torch.nn.RReLU documentation", True
+    ),
     Definition(
         "aten::multi_margin_loss_backward",
         _multi_margin_backward,
