@@ -103,6 +103,42 @@ def test_a_fact_that_is_too_small_is_caught():
     assert worst(linear_step(torch.bfloat16), broken) > 1
 
 
+@pytest.mark.parametrize("halved", ["mul", "tanh", "mm", "sum", "relu"])
+def test_half_a_fact_is_not_enough(halved):
+    """One entry with one large rounding on its way: the bound has no room for half a fact."""
+    weight = nn.Parameter(torch.tensor([[1.0 + 2.0**-9]]))
+    model = nn.Module()
+    model.weight = weight
+
+    def loss(m, x):
+        # 1 + 2^-9 rounds to 1 in bfloat16: this one error is all that there is.
+        rounded = m.weight.to(torch.bfloat16).to(torch.float32)
+        passed = {
+            "mul": lambda y: y * 0.5,
+            "tanh": lambda y: torch.tanh(y * 2.0**-12),
+            "mm": lambda y: y @ torch.ones(1, 1),
+            "sum": lambda y: y.sum(1),
+            "relu": torch.relu,
+        }[halved](rounded)
+        return (passed * passed).sum()
+
+    program = record_step(model, loss, torch.ones(1, 1))
+    entry = OPS.named(halved)
+
+    def spread(call):
+        whole = entry.spread(call)
+        return None if whole is None else whole * 0.5
+
+    def second_order(call):
+        whole = entry.second_order(call)
+        return None if whole is None else whole * 0.5
+
+    weakened = {"spread": spread, "second_order": second_order}
+    broken = OpTable(tuple(replace(o, **weakened) if o.name == halved else o for o in OPS))
+    assert worst(program) <= 1
+    assert worst(program, broken) > 1
+
+
 def test_the_bound_is_within_two_orders_of_the_error_on_a_shallow_model():
     program = linear_step()
     found, reference = walk(program), program.replay()

@@ -4,12 +4,8 @@
 """
 
 from numgeom.functionals.functional import ErrorFunctional, FunctionalError
-from numgeom.functionals.tracking import (
-    GradientFunctional,
-    ModuleFunctionals,
-    Tracking,
-    track,
-)
+from numgeom.functionals.result import GradientFunctional, ModuleFunctionals, TrackingResult
+from numgeom.functionals.tracking import Tracking, track
 from numgeom.functionals.walk import Local, Walk, walk
 
 __all__ = [
@@ -19,6 +15,7 @@ __all__ = [
     "Local",
     "ModuleFunctionals",
     "Tracking",
+    "TrackingResult",
     "Walk",
     "track",
     "walk",

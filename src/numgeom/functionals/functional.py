@@ -29,8 +29,8 @@ class ErrorFunctional:
     Example:
         >>> layer, head = ErrorFunctional(2.0, 1e-7), ErrorFunctional(0.5, 3e-8)
         >>> whole = head @ layer
-        >>> whole.stretch, f"{whole.added:.2g}"
-        (1.0000000000000004, '8e-08')
+        >>> f"{whole.stretch:.2g}, {whole.added:.2g}"
+        '1, 8e-08'
     """
 
     stretch: float

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from numgeom.arithmetic.formats import format_of
 from numgeom.arithmetic.rounding import add_up, difference_up, div_up, mul_up, norm_up, sum_up
 from numgeom.functionals.softmax import Shifted, bound_softmax, find_softmax
 from numgeom.functionals.stretch import Position, Stretch, stretch_of
@@ -65,6 +66,7 @@ class Walk:
         locals: Error functional of every call.
         gradients: The node of each gradient, by parameter.
         loss: The node of the loss, if there is one.
+        units: Unit roundoff of the format that a value was computed in, by node.
         unknown_ops: Ops without a rule, with the number of their calls.
         overflow: The first call whose computed value is infinite where exact inputs were finite.
         doubtful: How many decisions may be other ones over the reals.
@@ -81,6 +83,7 @@ class Walk:
     locals: Mapping[fx.Node, Local]
     gradients: Mapping[str, fx.Node]
     loss: fx.Node | None
+    units: Mapping[fx.Node, float] = field(default_factory=dict)
     unknown_ops: Counter[str] = field(default_factory=Counter)
     overflow: fx.Node | None = None
     doubtful: int = 0
@@ -121,6 +124,8 @@ def walk(
 
     program.replay(None, on_call=keep)
     computed = {place: kept[closed] for place, closed in first.items() if closed in kept}
+    units = {place: format_of(value.dtype).unit_roundoff for place, value in computed.items()
+             if value.is_floating_point()}  # fmt: skip
     walker = _FunctionalWalk(opened, ops, computed, input_error)
     walker.evaluate()
     informed = False
@@ -142,6 +147,7 @@ def walk(
         walker.locals,
         gradients,
         output["loss"],
+        units,
         Counter(walker.unknown),
         walker.overflow,
         sum(walker.doubtful.values()),
@@ -160,7 +166,8 @@ class _FunctionalWalk(BallWalk):
         super().__init__(program, ops, torch.device("cpu"))
         self._computed = computed
         self._input_error = input_error
-        self._calls: dict[fx.Node, tuple[Op, Evaluation, dict[int | None, Tensor | None]]] = {}
+        # Calls being settled, with their spreads and roundings: of one output, or of several.
+        self._calls: dict[fx.Node, tuple[Op, Evaluation, Any, Any]] = {}
         self.errors: dict[fx.Node, float] = {}
         self.sizes: dict[fx.Node, float] = {}
         self.locals: dict[fx.Node, Local] = {}
@@ -170,10 +177,11 @@ class _FunctionalWalk(BallWalk):
         self._through: dict[fx.Node, dict[fx.Node, float]] = {}
 
     def settle(self, node: fx.Node, op: Op, call: Evaluation, part: int | None) -> Tensor | None:
-        _, _, roundings = self._calls.setdefault(node, (op, call, {}))
-        rounding = op.rounding(call)
-        roundings[part] = rounding if part is None or rounding is None else rounding[part]
-        return super().settle(node, op, call, part)
+        if node not in self._calls:  # a call with several outputs is settled part by part
+            self._calls[node] = (op, call, op.spread(call), op.rounding(call))
+        _, _, spread, rounding = self._calls[node]
+        evaluated = replace(op, spread=lambda _: spread, rounding=lambda _: rounding)
+        return super().settle(node, evaluated, call, part)
 
     def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         found: Enclosure = super().run_node(node, values)
@@ -194,8 +202,8 @@ class _FunctionalWalk(BallWalk):
         stretch, rounded = None, 0.0
         known = self._calls.get(whole)
         if known is not None:
-            op, call, roundings = known
-            rounding = roundings.get(part)
+            op, call, _, rounding = known
+            rounding = rounding if part is None or rounding is None else rounding[part]
             rounded = 0.0 if rounding is None else float(norm_up(rounding))
             inputs = self._inputs(whole)
             errors = {p: self.errors.get(n, math.inf) for p, n in inputs.items()}

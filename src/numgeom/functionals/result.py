@@ -1,0 +1,203 @@
+"""What did the error functionals of one step come to?"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from numgeom.errors import FileFormatError
+from numgeom.functionals.composition import bits_for
+from numgeom.functionals.functional import ErrorFunctional
+
+SCHEMA = "numgeom.tracking"
+SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True)
+class ModuleFunctionals:
+    """Error functionals of one module, with those of the modules inside it.
+
+    Attributes:
+        forward: From the errors of its inputs to that of its outputs, absolute 2-norms; its
+            parameters are exact.
+        backward: From the errors of the cotangents and of the values that the forward pass kept,
+            to those of the gradients that leave the module.
+        total: Both together; None where a pass is missing.
+        own_error: What its own calls add, forward and backward, at their place, absolute.
+    """
+
+    forward: ErrorFunctional | None
+    backward: ErrorFunctional | None
+    total: ErrorFunctional | None
+    own_error: float
+
+
+@dataclass(frozen=True)
+class GradientFunctional:
+    """The error of one parameter's gradient.
+
+    Attributes:
+        functional: From the 2-norm of the error of every parameter and input, to the 2-norm of the
+            gradient's error, absolute.
+        error_bound: Bound of this run's error relative to the gradient's norm; at most
+            `functional(0)` relative, and often less.
+        expected_error: The same composition with the calls' errors taken as independent, relative.
+            ESTIMATED: no bound, whatever the guarantee of the bounds.
+        norm: 2-norm of the computed gradient.
+        error: Bound of this run's error, absolute 2-norm.
+    """
+
+    functional: ErrorFunctional
+    error_bound: float
+    expected_error: float
+    norm: float
+    error: float
+
+
+@dataclass(frozen=True)
+class TrackingResult:
+    """Error functionals of a step, as plain numbers.
+
+    Attributes:
+        guarantee: Of the bounds: PROVED; CERTIFIED where random labels decided ties; NONE where an
+            op has no rule.
+        total: Of all gradients as one vector.
+        gradients: By parameter.
+        modules: By path; "" is the whole step.
+        shares: What each module's own rounding adds to the gradients, absolute, for a unit
+            roundoff of 1.
+        unknown_ops: Ops without a rule, with the number of their calls.
+        doubtful_decisions: How many decisions may be other ones over the reals.
+        overflow: The call that made an infinite value of finite ones, or "".
+    """
+
+    guarantee: str
+    total: GradientFunctional
+    gradients: Mapping[str, GradientFunctional]
+    modules: Mapping[str, ModuleFunctionals]
+    shares: Mapping[str, float]
+    unknown_ops: Mapping[str, int]
+    doubtful_decisions: int = 0
+    overflow: str = ""
+
+    def bits(self, tolerance: float) -> dict[str, int]:
+        """Significant bits that every module needs for a tolerance of the whole gradient.
+
+        Each module may spend the same part of the tolerance. ESTIMATED: errors are taken as
+        proportional to the unit roundoff, so other kinks and underflow are not counted.
+
+        Args:
+            tolerance: Largest relative error of the gradient, 2-norm.
+
+        Returns:
+            Bits by module path, for every module with rounding of its own; "" is what runs outside
+            of every module, such as the loss.
+
+        Raises:
+            FunctionalError: if no number of bits is enough.
+        """
+        return bits_for(self.shares, tolerance * self.total.norm)
+
+    def to_json(self) -> str:
+        """All numbers as JSON; infinities are written as null."""
+        document = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **asdict(self)}
+        return json.dumps(_finite(document), indent=2, allow_nan=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json` to a file.
+
+        Raises:
+            FileFormatError: if the file cannot be written.
+        """
+        try:
+            Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise FileFormatError(f"{path} cannot be written: {error.strerror}.") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TrackingResult":
+        """Read what `save` wrote.
+
+        Raises:
+            FileFormatError: if the file is not there, or holds something else.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FileFormatError(f"{path} cannot be read as JSON: {error}.") from error
+        found = document if isinstance(document, dict) else {}
+        if (found.get("schema"), found.get("schema_version")) != (SCHEMA, SCHEMA_VERSION):
+            raise FileFormatError(
+                f"{path} holds no tracking result of version {SCHEMA_VERSION}; write it again with "
+                "save()."
+            )
+        try:
+            return cls(
+                found["guarantee"],
+                _gradient(found["total"]),
+                {name: _gradient(row) for name, row in found["gradients"].items()},
+                {path: _module(row) for path, row in found["modules"].items()},
+                {path: _number(share) for path, share in found["shares"].items()},
+                found["unknown_ops"],
+                found["doubtful_decisions"],
+                found["overflow"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(f"{path} is damaged ({error!r}); write it again.") from error
+
+    def __str__(self) -> str:
+        lines = []
+        if self.unknown_ops:
+            names = ", ".join(f"{name} ({n})" for name, n in self.unknown_ops.items())
+            lines.append(f"GUARANTEE NONE: no rule for {names}")
+        lines.append(
+            f"Error of the gradient: at most {self.total.error_bound:.2e} (relative, 2-norm), "
+            f"guarantee {self.guarantee}; about {self.total.expected_error:.2e}, ESTIMATED"
+        )
+        if self.overflow:
+            lines.append(f"Overflow first in {self.overflow}: the bound is infinite from there on.")
+        width = max(map(len, [*self.gradients, *self.modules, "(all)"]))
+        head = ("bound", "ESTIMATED", "stretch L", "added")
+        lines.append(f"{'gradient':<{width}}" + "".join(f"  {text:>9}" for text in head))
+        for name, row in self.gradients.items():
+            f = row.functional
+            cells = (row.error_bound, row.expected_error, f.stretch, f.added)
+            lines.append(f"{name:<{width}}" + "".join(f"  {cell:9.2e}" for cell in cells))
+        lines.append(f"{'module':<{width}}  {'forward: L, added':>20}  {'backward: L, added':>20}")
+        for path, each in self.modules.items():
+            pairs = (_text(each.forward), _text(each.backward))
+            lines.append(f"{path or '(all)':<{width}}" + "".join(f"  {pair:>20}" for pair in pairs))
+        return "\n".join(lines)
+
+
+def _text(functional: ErrorFunctional | None) -> str:
+    return "-" if functional is None else f"{functional.stretch:.1e}, {functional.added:.1e}"
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _finite(item) for key, item in tree.items()}
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _number(value: float | None) -> float:
+    return math.inf if value is None else float(value)
+
+
+def _functional(row: Mapping[str, float | None]) -> ErrorFunctional:
+    return ErrorFunctional(_number(row["stretch"]), _number(row["added"]))
+
+
+def _gradient(row: Mapping[str, Any]) -> GradientFunctional:
+    return GradientFunctional(
+        _functional(row["functional"]),
+        *(_number(row[key]) for key in ("error_bound", "expected_error", "norm", "error")),
+    )
+
+
+def _module(row: Mapping[str, Any]) -> ModuleFunctionals:
+    parts = (row[key] for key in ("forward", "backward", "total"))
+    forward, backward, total = (None if part is None else _functional(part) for part in parts)
+    return ModuleFunctionals(forward, backward, total, _number(row["own_error"]))
