@@ -1,7 +1,6 @@
 """The Newton-Kantorovich certificate against arbitrary precision: no violation, no slack."""
 
 import math
-import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -11,14 +10,13 @@ import torch
 from flint import arb
 
 from numgeom.certificate.kantorovich import KantorovichResult, kantorovich
-from numgeom.certificate.probes import ProbePlan
 from numgeom.ops.entry import Op
 from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program, record
 from tests.oracle.exact_program import contains, exact_gradients
 from tests.oracle.networks import random_program
 from tests.oracle.numbers import UndecidedError
-from tests.recording.workloads import build
+from tests.oracle.workloads import opened_workload
 
 NAMES = (
     "mlp-relu", "mlp-tanh", "mlp-gelu", "mlp-softplus", "batch-norm-cnn", "norms", "lstm",
@@ -26,19 +24,7 @@ NAMES = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _quiet_libraries():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _opened(name: str) -> Program:
-    model, step = build(name)
-    torch.manual_seed(1)
-    with record(model) as recording:
-        step()
-    return recording.program.decompose()
+pytestmark = pytest.mark.usefixtures("quiet_libraries")
 
 
 def _ratios(program: Program, result: KantorovichResult) -> tuple[float, float, float]:
@@ -71,7 +57,7 @@ def _ratio(error: arb, radius: float) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_exact_gradient_is_within_the_radii(name):
-    program = _opened(name)
+    program = opened_workload(name)
     result = kantorovich(program)
     assert result.holds, result.reason
     assert result.h < 1
@@ -115,7 +101,7 @@ def _changed(change, names) -> OpTable:
 
 def test_too_small_rounding_is_caught():
     """With every rounding taken a million times too small, the exact gradient leaves the radii."""
-    program = _opened("mlp-tanh")
+    program = opened_workload("mlp-tanh")
 
     def shrunk(rounding, call):
         found = rounding(call)
@@ -133,7 +119,7 @@ def test_too_small_rounding_is_caught():
 
 def test_without_curvature_the_constant_is_zero():
     """All of h comes from the curvature facts: an op that hides its own would make it vanish."""
-    program = _opened("mlp-tanh")
+    program = opened_workload("mlp-tanh")
 
     def linear(op: Op) -> Op:
         return replace(op, second_order=lambda call: None)
@@ -167,7 +153,7 @@ def test_a_kink_within_the_radius_is_named_and_voids_the_bound():
 
 def test_an_unknown_op_is_told():
     without = OpTable(tuple(op for op in OPS if op.name != "tanh"))
-    result = kantorovich(_opened("mlp-tanh"), ops=without)
+    result = kantorovich(opened_workload("mlp-tanh"), ops=without)
     assert not result.holds
     assert "aten.tanh.default" in result.reason
     assert result.unknown_ops == {"aten.tanh.default": 2}
@@ -190,32 +176,3 @@ def test_a_condition_that_fails_is_blamed_and_gives_no_bound():
     assert "to blame" in result.reason
     assert not result.norm_radii
     assert math.isinf(result.total_radius)
-
-
-def test_probes_bound_the_norm_of_a_known_matrix():
-    """Over many matrices no bound fails, and the failure probability is what makes them wide."""
-    rng = torch.Generator().manual_seed(0)
-    for trial in range(50):
-        n = 5 + trial
-        matrix = torch.randn(n, n, generator=rng, dtype=torch.float64)
-        largest = float(torch.linalg.matrix_norm(matrix, 2))
-        for probes, steps in ((4, 1), (12, 3), (10, 0)):
-            plan = ProbePlan(probes, steps, 1e-9)
-            found = []
-            for _ in range(probes):
-                y = matrix @ torch.randn(n, generator=rng, dtype=torch.float64)
-                for _ in range(steps):
-                    y = matrix @ (matrix.T @ y)
-                found.append(float(y.norm()) ** (1 / (2 * steps + 1)))
-            assert plan.bound(found) >= largest
-    assert ProbePlan(12, 3, 1e-9).inflation < 1.4 < ProbePlan(4, 1, 1e-9).inflation
-
-
-def test_the_stated_failure_probability_is_that_of_one_dimension():
-    """In one dimension ||B w|| = sigma |g|: the bound fails exactly with the stated probability."""
-    plan = ProbePlan(2, 0, 0.05)
-    rng = torch.Generator().manual_seed(1)
-    g = torch.randn(40_000, 2, generator=rng, dtype=torch.float64).abs()
-    rate = float((plan.inflation * g.amax(1) < 1).double().mean())
-    assert rate <= 0.05
-    assert rate > 0.03

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from numgeom.certificate.kinks import Kink, Unit
 from numgeom.certificate.nonfinite import NonFinite
 from numgeom.certificate.result import Certificate, CertificateError, Source
 from numgeom.errors import FileFormatError, NumgeomError
@@ -43,7 +44,10 @@ FULL = certificate(
         made_from=NonFinite("Inf", "input"),
     ),
     unknown_ops=Counter({"aten.odd.default": 3}),
-    unresolved_kinks=("a: 7",),
+    unresolved_kinks=(
+        Kink("aten.relu.default", "a", "m.py:4", 2, (Unit((0, 3), 1e-17, 2e-16),)),
+        Kink("aten.max.dim", "", "m.py:5", 1, (Unit((2,), math.nan, math.nan),)),
+    ),
     assumptions=("one", "two"),
     notes=("größer",),
     seconds=0.25,
@@ -89,7 +93,7 @@ def test_a_certificate_survives_a_file(tmp_path: Path, name: str) -> None:
 def test_every_field_that_is_damaged_is_noticed(tmp_path: Path) -> None:
     document = json.loads(FULL.to_json())
     path = tmp_path / "c.json"
-    optional = {"units"}
+    optional = {"units", "checksum"}  # `verify` asks for the checksum
     for key in document.keys() - optional:
         path.write_text(json.dumps({k: v for k, v in document.items() if k != key}))
         with pytest.raises(FileFormatError, match=str(path)):

@@ -1,6 +1,5 @@
 """Ball arithmetic against arbitrary precision: no violation, no slack."""
 
-import warnings
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,7 @@ from numgeom.semantics.ball import enclose
 from tests.oracle.exact_program import contains, exact_gradients
 from tests.oracle.networks import random_program
 from tests.oracle.numbers import UndecidedError
-from tests.recording.workloads import build
+from tests.oracle.workloads import opened_workload
 
 NAMES = (
     "mlp-relu", "mlp-tanh", "mlp-gelu", "mlp-gelu-tanh", "mlp-silu", "mlp-sigmoid", "mlp-softplus",
@@ -22,20 +21,7 @@ NAMES = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _quiet_libraries():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def opened(name: str) -> Program:
-    """A workload, recorded and decomposed."""
-    model, step = build(name)
-    torch.manual_seed(1)
-    with record(model) as recording:
-        step()
-    return recording.program.decompose()
+pytestmark = pytest.mark.usefixtures("quiet_libraries")
 
 
 def _worst(program: Program, ops: OpTable = OPS) -> float:
@@ -46,7 +32,7 @@ def _worst(program: Program, ops: OpTable = OPS) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_exact_gradient_is_enclosed(name):
-    program = opened(name)
+    program = opened_workload(name)
     balls = enclose(program)
     assert not balls.unknown_ops
     assert _worst(program) <= 1
@@ -81,7 +67,7 @@ def test_many_random_networks_are_enclosed():
 
 def test_an_op_without_a_rule_is_told_and_gives_no_bound():
     without = OpTable(tuple(op for op in OPS if op.name != "tanh"))
-    balls = enclose(opened("mlp-tanh"), ops=without)
+    balls = enclose(opened_workload("mlp-tanh"), ops=without)
     assert balls.unknown_ops == {"aten.tanh.default": 2}
     assert all(bool(torch.isinf(balls.radii[k]).any()) for k in ("0.weight", "2.weight"))
 
@@ -89,7 +75,7 @@ def test_an_op_without_a_rule_is_told_and_gives_no_bound():
 def test_the_enclosure_fails_without_rounding():
     """Facts that leave out what the calls round by are caught by the oracle."""
     careless = OpTable(tuple(replace(op, rounding=lambda call: None) for op in OPS))
-    assert _worst(opened("mlp-tanh"), careless) > 1
+    assert _worst(opened_workload("mlp-tanh"), careless) > 1
 
 
 def test_a_decision_that_nobody_asked_about_gives_no_bound():

@@ -5,9 +5,10 @@ program replayed in float64, and the *exact* gradient is the program's over the 
 """
 
 from numgeom.certificate.certify import certify
+from numgeom.certificate.kinks import Kink, Unit
 from numgeom.certificate.nonfinite import NonFinite
 from numgeom.certificate.result import Certificate, CertificateError, ModuleAccuracy
-from numgeom.certificate.verify import Verification, verify
+from numgeom.certificate.verify import Verdict, Verification, verify
 from numgeom.results.accuracy import GradientAccuracy
 from numgeom.results.guarantee import Guarantee, weakest
 from numgeom.results.source import Source
@@ -17,9 +18,12 @@ __all__ = [
     "CertificateError",
     "GradientAccuracy",
     "Guarantee",
+    "Kink",
     "ModuleAccuracy",
     "NonFinite",
     "Source",
+    "Unit",
+    "Verdict",
     "Verification",
     "certify",
     "verify",

@@ -19,7 +19,10 @@ from numgeom.arithmetic.accuracy import default_table
 from numgeom.arithmetic.assumptions import require_ieee_float64
 from numgeom.arithmetic.lower_bounds import mul_down, sub_down
 from numgeom.arithmetic.rounding import add_up, difference_up, div_up, norm_up
-from numgeom.certificate.kantorovich import Kink, kantorovich
+from numgeom.certificate.kantorovich import kantorovich
+from numgeom.certificate.kinks import Kink
+from numgeom.certificate.probes import PASSES
+from numgeom.certificate.structure import pruned
 from numgeom.functionals import walk
 from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program
@@ -31,6 +34,9 @@ from numgeom.semantics.twins import COLLISION_PROBABILITY
 METHODS = ("auto", "ball", "kantorovich", "functional", "reference")
 
 USEFUL = 0.1  # a larger ball radius, relative to the gradient, would say nothing worth saying
+# Walks that label entries: ball arithmetic's, and those that look for a ball of the theorem, two
+# for each bound of beta and one with what is known of single entries.
+LABELS = 10 * COLLISION_PROBABILITY
 LARGEST_DISAGREEMENT = 1e-9  # of two float64 evaluations of one step, beyond the radius
 NEGLIGIBLE = 1e-12  # so is one below this part of the gradient, whatever error was observed
 SHARP = 0.1  # a ball radius up to this part of the observed error is sharp enough
@@ -112,7 +118,7 @@ def find_radii(
         say("error functionals")
         return _functional(program, ops, seed)
     say("opening composite ops")
-    opened = program.decompose(device="cpu")
+    opened = pruned(program.decompose(device="cpu"))
     ball = Radii()
     if method in ("auto", "ball"):
         say("ball arithmetic")
@@ -122,15 +128,24 @@ def find_radii(
         if method == "ball" or ball.unknown_ops or ball.total <= sharp:
             return ball
     # The rest is for labels of exact ties.
-    probes = max(failure_probability - COLLISION_PROBABILITY, failure_probability / 2)
-    result = kantorovich(opened, failure_probability=probes, seed=seed, ops=ops, progress=say)
+    probes, chance = failure_probability - LABELS, failure_probability
+    if probes < failure_probability / 2:
+        probes, chance = failure_probability / 2, failure_probability / 2 + LABELS
+    result = kantorovich(
+        opened,
+        failure_probability=probes,
+        seed=seed,
+        wanted=SHARP / 2 * error_norm,
+        ops=ops,
+        progress=say,
+    )
     constants = {
         "h": f"{result.h:.3g}",
         "eta": f"{result.eta:.3g}",
         "beta": f"{result.beta:.3g}",
         "curvature": f"{result.curvature:.3g}",
         "rho": f"{result.rho:.3g}",
-        "failure probability": f"{result.failure_probability + COLLISION_PROBABILITY:.1g}",
+        "failure probability": repr(chance),
         "probe seed": str(result.seed),
     }
     if result.holds:
@@ -221,6 +236,20 @@ def agreeing(radii: Radii, reference: Mapping[str, Tensor]) -> Radii:
         f"gradients differ by {difference:.1e} of {size:.1e}); please report it."
     )
     return Radii(notes=(note,), constants=radii.constants)
+
+
+def assumed(radii: Radii, seed: int) -> tuple[str, ...]:
+    """What the bounds rest on; where they are CERTIFIED, also how likely they fail."""
+    chance = radii.constants.get("failure probability")
+    if chance is None:
+        return ASSUMPTIONS
+    return (
+        *ASSUMPTIONS,
+        *((PASSES,) if radii.method == "kantorovich" else ()),
+        f"With a probability of at most {chance} over random probes and labels of our own (seed "
+        f"{seed}), all bounds together, this certificate is wrong. Nothing is assumed random about "
+        "the rounding.",
+    )
 
 
 def kernel_note() -> tuple[str, ...]:

@@ -9,16 +9,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx, nn
 
-from numgeom.certificate.bounds import ASSUMPTIONS as BOUND_ASSUMPTIONS
 from numgeom.certificate.bounds import (
     METHODS,
     Radii,
     agreeing,
+    assumed,
     find_radii,
     kernel_note,
     with_bound,
     with_total_bound,
 )
+from numgeom.certificate.circumstances import circumstances
+from numgeom.certificate.given import fitting
 from numgeom.certificate.nonfinite import NonFinite, first_nonfinite, kinds_of
 from numgeom.certificate.result import Certificate, CertificateError
 from numgeom.recording import Program, digest, record_callable, record_step, tensor_digest
@@ -26,7 +28,6 @@ from numgeom.recording.program import OnCall
 from numgeom.results.accuracy import GradientAccuracy, measure, total
 from numgeom.results.guarantee import Guarantee, weakest
 from numgeom.results.source import Source
-from numgeom.version import __version__
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, and how many of how many calls are done (0: unknown)."""
@@ -55,7 +56,7 @@ def certify(
     batch: Any = MISSING,
     *,
     method: str = "auto",
-    computed: Mapping[str, Tensor | None] | None = None,
+    computed: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     check_replay: bool = True,
@@ -85,7 +86,8 @@ def certify(
             loose for deep models), or "reference" (no bound: compare with the float64 replay only,
             which is by far the fastest).
         computed: Gradients to judge in place of the recorded ones, by parameter name: from
-            another kernel, machine, or framework. None for a parameter without a gradient.
+            another kernel, machine, or framework; tensors in any format, NumPy arrays, or arrays
+            that support DLPack. None for a parameter without a gradient.
         device: Where the reference runs; None for where the step ran.
         progress: Told what is being done.
         check_replay: Also replay in the recorded formats and compare with the recorded
@@ -110,11 +112,16 @@ def certify(
     start = time.perf_counter()
     if method not in METHODS:
         raise CertificateError(f"Unknown method {method!r}; known: {', '.join(METHODS)}.")
+    if not 0.0 < failure_probability < 1.0:
+        raise CertificateError(
+            f"failure_probability is {failure_probability!r}; give a number between 0 and 1, such "
+            "as 1e-9."
+        )
     report = progress or _silent
     report("recording", 0, 0)
     program, asking = _program(subject, loss_fn, batch)
     recorded = program.recorded
-    judged = recorded.gradients if computed is None else _checked(computed, recorded.gradients)
+    judged = recorded.gradients if computed is None else fitting(computed, recorded.gradients)
     run = _runner(program, report)
     reference = program.replay(torch.float64, device=device, on_call=run("reference in float64"))
     identical, differences = None, ()
@@ -161,13 +168,13 @@ def certify(
             overall = _without_guarantee(overall)
     facts = {
         "program": digest(program),
+        "step": program.digest(),
         "judged gradients": "recorded" if computed is None else tensor_digest(dict(judged)),
         "asked method": method,
         "asked failure probability": repr(failure_probability),
         "probe seed": str(probe_seed),
         "replay checked": str(check_replay),
-        "threads": str(torch.get_num_threads()),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "replay device": "" if device is None else str(device),
     }
     without = tuple(name for name in asking if name not in recorded.gradients)
     return Certificate(
@@ -181,11 +188,8 @@ def certify(
         replay_is_identical=identical,
         first_nonfinite=nonfinite,
         unknown_ops=radii.unknown_ops,
-        unresolved_kinks=tuple(
-            f"{kink.op} in {kink.module or 'the model'} ({kink.source}): {kink.count} units"
-            for kink in radii.kinks
-        ),
-        assumptions=BOUND_ASSUMPTIONS if radii.method else ASSUMPTIONS,
+        unresolved_kinks=radii.kinks,
+        assumptions=assumed(radii, probe_seed) if radii.method else ASSUMPTIONS,
         notes=(
             *radii.notes,
             *(kernel_note() if radii.method else ()),
@@ -194,8 +198,7 @@ def certify(
         seconds=time.perf_counter() - start,
         provenance={
             "device": ", ".join(devices),
-            "torch": torch.__version__,
-            "numgeom": __version__,
+            **circumstances(),
             **facts,
             **radii.constants,
         },
@@ -246,35 +249,6 @@ def _program(
         f"certify() got an object of type {type(subject).__name__}. It takes a model with a loss "
         "function and a batch, a callable that runs one step, or a Program."
     )
-
-
-def _checked(
-    computed: Mapping[str, Tensor | None], recorded: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return the given gradients if they fit the program; name every problem if they do not."""
-    problems = [f"{name}: missing" for name in recorded if computed.get(name) is None]
-    found: dict[str, Tensor] = {}
-    for name, gradient in computed.items():
-        if gradient is None:
-            continue
-        if name not in recorded:
-            problems.append(f"{name}: the recorded step has no gradient of this name")
-        elif not isinstance(gradient, Tensor):
-            problems.append(f"{name}: of type {type(gradient).__name__}, not a tensor")
-        elif gradient.shape != recorded[name].shape:
-            got, want = tuple(gradient.shape), tuple(recorded[name].shape)
-            problems.append(f"{name}: of shape {got}, but the parameter has {want}")
-        elif not (gradient.is_floating_point() or gradient.is_complex()):
-            problems.append(f"{name}: of {gradient.dtype}, which is no floating-point format")
-        else:
-            found[name] = gradient.to_dense() if gradient.is_sparse else gradient
-    if problems:
-        raise CertificateError(
-            "The gradients given as `computed` do not fit the recorded step: "
-            + "; ".join(problems)
-            + ". Give one tensor per parameter, named as in `program.parameters`."
-        )
-    return found
 
 
 # -- the comparison ------------------------------------------------------------------------

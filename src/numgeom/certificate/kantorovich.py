@@ -4,20 +4,35 @@ The whole step is one triangular system z = f(z) + local errors. The reference z
 the rounding of each call, |delta_i| <= d_i. With A = (I - f')^-1 and the local second-order
 remainder R, the error e = exact - reference satisfies e = A (R(e) - delta).
 
-**Theorem** (Newton-Kantorovich for a recorded program). Let S = diag(s) > 0,
-||e||_S = ||S^-1 e||_2 over all entries of all nodes, and
+R(e) depends on few of e's entries only, the *rows*: inputs of curved ops. And R - delta is zero but
+at the *columns*: results of ops that round or bend. Let P and J select them, x = P e the error at
+the rows (those at kinks are rows, too), and B = S^-1 P A J T.
 
-    eta >= ||S^-1 d||,   beta >= ||S^-1 A S||_2,
-    ||S^-1 R(e)|| <= K/2 ||e||_S^2   for all e with ||e||_S <= rho.
+**Theorem** (Newton-Kantorovich for a recorded program, two scales). Let S = diag(s) > 0 on the
+rows, T = diag(t) > 0 on the columns, ||x||_S = ||S^-1 x||_2, and
+
+    eta >= ||T^-1 d||,   beta >= ||B||_2,
+    ||T^-1 R(x)|| <= K/2 ||x||_S^2   for all x with ||x||_S <= rho.
 
 If h = 2 beta^2 K eta < 1 then, with rho = 2 beta eta / (1 + sqrt(1 - h)), the exact solution has
-||e||_S <= rho, and every block j of entries has ||e_j|| <= ||P_j A S||_2 (eta + K/2 rho^2).
+||x||_S <= rho, and every block j of entries has ||e_j|| <= ||P_j A J T||_2 (eta + K/2 rho^2).
 
 *Proof.* Multiply the local errors by t in [0, 1]: z(t) solves z = f(z) - (1 - t) (f(z~) - z~), so
-z(0) = z~ and z(1) is exact. While ||e(t)||_S <= rho no decision changes (see below), so e(t) is
-continuous, and ||e||_S <= beta (eta + K/2 ||e||_S^2), a quadratic inequality that excludes the
-open gap between its two roots, the smaller of which is rho. A continuous path that starts at 0
-cannot cross the gap. The bound of a block is e_j = P_j A (R - delta). QED
+z(0) = z~ and z(1) is exact. While ||x(t)||_S <= rho no decision changes (see below), so x(t) is
+continuous. S^-1 x = B T^-1 (R(x) - t delta), hence ||x||_S <= beta (eta + K/2 ||x||_S^2), a
+quadratic inequality that excludes the open gap between its two roots, the smaller of which is rho.
+A continuous path that starts at 0 cannot cross the gap. The bound of a block is
+e_j = P_j A J (R - delta). QED
+
+Where t = 0 nothing arises, and the entry is no column. Two scales are what makes it work: with
+T = S, an error of the size that has *accumulated* at an entry would be injected there, and
+amplified again by all that follows.
+
+Tails (`structure`): a call whose result arrives at a gradient through movements and additions alone
+reaches no row. It is no column either; its d, and its R at the radii below, are added to the bound
+of the gradient as they are. The last product of most gradients is one.
+
+Kinks that the ball does not clear get bounds of their own (`rows`).
 
 Radii: on the path every entry also obeys the ball rule of its call, so that
 r = min(rho s, ball radius from the parents' r) encloses it. It is r that decisions are tested with:
@@ -35,43 +50,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from numgeom.arithmetic.rounding import add_up, div_up, mul_up, norm_up
+from numgeom.arithmetic.rounding import add_up, mul_up
+from numgeom.certificate.curvature import Examined, examine
+from numgeom.certificate.draws import Draws
+from numgeom.certificate.facts import Facts, local_errors
+from numgeom.certificate.kinks import Kink
+from numgeom.certificate.norms import KEPT, ScaledMap
 from numgeom.certificate.probes import LARGEST_GAP, ProbePlan
-from numgeom.certificate.scale import (
-    KAPPAS,
-    Facts,
-    choose_scale,
-    curvature,
-    local_errors,
-    sampled_errors,
-    tightened,
-)
+from numgeom.certificate.rows import entry_radii
+from numgeom.certificate.scale import Scale, choose_scale
+from numgeom.certificate.structure import pruned
+from numgeom.errors import ReplayError
 from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program
-from numgeom.semantics.sensitivity import Linearization
 
 Progress = Callable[[str], None]
 
-_WORTH_SHARPENING = 30.0  # a sharper bound of beta gains at most this factor in h
-
-
-@dataclass(frozen=True)
-class Kink:
-    """A unit that might be on the other side of its kink.
-
-    Attributes:
-        op: The call that decides.
-        module: Its module path.
-        source: Its line.
-        count: How many of its entries are in doubt.
-    """
-
-    op: str
-    module: str
-    source: str
-    count: int
+_PROBES = (8, 12, 20, 32)  # the fewest that leave room in h are drawn
+_ROOM = 0.5  # for h, at the estimate of beta
+_POWER = ((KEPT, 1), (8, 1), (16, 3))  # probes and power steps, where plain probes do not do
 
 
 @dataclass(frozen=True)
@@ -118,6 +117,7 @@ def kantorovich(
     *,
     failure_probability: float = 1e-9,
     seed: int = 0,
+    wanted: float = math.inf,
     ops: OpTable = OPS,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
@@ -130,6 +130,7 @@ def kantorovich(
         program: A program opened by `Program.decompose`.
         failure_probability: Over the probes, for all bounds together.
         seed: Of the probes.
+        wanted: A total radius that is small enough; more probes are drawn where that reaches it.
         ops: The facts to use.
         device: Where to run.
         progress: Told what is being done.
@@ -139,192 +140,152 @@ def kantorovich(
     """
     say = progress or (lambda text: None)
     say("local errors")
+    program = pruned(program)
     facts, unknown = local_errors(program, ops, device)
     common = {"failure_probability": failure_probability, "seed": seed, "unknown_ops": unknown}
     if unknown:
         return KantorovichResult(False, f"ops without a rule: {', '.join(unknown)}", **common)
     if facts.unbounded:
         return KantorovichResult(False, f"no rounding bound for {facts.unbounded}", **common)
-    say("linearising")
-    linear = Linearization(program, device=device)
     say("choosing the scale")
-    scale = _best_scale(program, linear, facts, ops, device, seed=seed)
-    solver = _Solver(linear, facts, scale, torch.Generator().manual_seed(seed + 1))
+    try:
+        scale = choose_scale(program, facts, ops, device, Draws(seed, purpose=0))
+    except ReplayError as error:  # an op without derivatives in forward mode
+        return KantorovichResult(False, f"no linearisation: {error}".rstrip("."), **common)
+    solver = ScaledMap(program, facts, scale, device, Draws(seed, purpose=1))
     eta = solver.eta()
-    n_blocks = len(linear.outputs) + 1
+    say("probing")
+    blocks = len(facts.gradients) + 1
+    probes, enough = _how_many(
+        failure_probability, blocks, solver.dimension, scale.h, wanted / (scale.block * eta or 1.0)
+    )
+    found = solver.probe(probes, keep=0 if enough else KEPT)
+    beta = ProbePlan(probes, 0, failure_probability / 4, solver.dimension).bound(found.rows)
     result: dict[str, Any] = {**common, "eta": eta}
-    h, beta, k, rho_max = math.inf, math.inf, math.inf, 0.0
-    # A cheap bound of beta first; a sharp one where that would decide.
-    for probes, steps in ((4, 1), (12, 3)):
-        say("sensitivity")
-        plan = ProbePlan(probes, steps, failure_probability / 4)
-        beta, gap = solver.beta(plan)
-        if not gap <= LARGEST_GAP:
-            reason = f"the passes are inaccurate (adjoint gap {gap:.1e})"
-            return KantorovichResult(False, reason, **result, beta=beta)
-        rho_max = 2.001 * beta * eta
-        say("curvature")
-        k = curvature(program, scale, rho_max, ops, device)
-        h = _up(2 * beta * beta * k * eta)
-        if h < 1 or not h < _WORTH_SHARPENING:
+    if not found.nonlinearity <= LARGEST_GAP:
+        reason = f"the passes are inaccurate (nonlinearity {found.nonlinearity:.1e})"
+        return KantorovichResult(False, reason, **result, beta=beta)
+    examined, h, rho = Examined(math.inf, None, {}), math.inf, math.inf
+    for number, steps in ((0, 0), *_POWER):
+        if number:
+            say("sensitivity")
+            chance = failure_probability / 4 / len(_POWER)
+            sharp, gap = solver.power(number, steps, chance, started=found.kept)
+            found.kept.clear()
+            if not gap <= LARGEST_GAP:
+                reason = f"the passes are inaccurate (adjoint gap {gap:.1e})"
+                return KantorovichResult(False, reason, **result, beta=beta)
+            beta = min(beta, sharp)
+        elif not enough:
+            continue
+        say("curvature and kinks")
+        examined, h, rho = _examine(program, facts, scale, beta, eta, ops, device, seed=seed)
+        if h < 1 or math.isinf(h):
             break
+    k = examined.curvature
     result |= {"beta": beta, "curvature": k, "h": h}
     if not h < 1:
-        return KantorovichResult(False, _blame(eta, beta, k, h), **result)
-    rho = min(_up(2 * beta * eta / (1 + math.sqrt(max(0.0, 1 - h) * (1 - 1e-12)))), rho_max)
-    say("kinks")
-    radii, doubtful = tightened(program, scale, rho, ops, device, seed=seed)
-    result |= {"rho": rho, "unresolved": tuple(_kink(n, count) for n, count in doubtful.items())}
-    if doubtful:
-        n = sum(doubtful.values())
+        return KantorovichResult(False, _blame(eta, beta, examined, h), **result)
+    if examined.crossing:
+        say("rows of the units in doubt")
+        known = entry_radii(
+            program, facts, scale, examined.doubts, bending=_up(0.5 * k * rho * rho), ops=ops,
+            device=device, draws=Draws(seed, purpose=2),
+        )  # fmt: skip
+        if known:
+            examined = examine(program, facts, scale, rho, ops, device, seed=seed, known=known)
+    result |= {
+        "rho": rho,
+        "unresolved": tuple(examined.crossing.values()),
+    }
+    if examined.crossing:
+        n = sum(kink.count for kink in examined.crossing.values())
         return KantorovichResult(False, f"{n} units may cross a kink within the radius", **result)
-    say("radii of the gradients")
-    plan = ProbePlan(10, 0, failure_probability / 2 / n_blocks)
+    if not all(torch.equal(value, examined.values[name]) for name, value in facts.values.items()):
+        reason = "two evaluations of the program in float64 gave gradients of different bits"
+        return KantorovichResult(False, reason, **result)
+    plan = ProbePlan(probes, 0, failure_probability / 2 / blocks, solver.dimension)
     factor = _up(eta + 0.5 * k * rho * rho)
-    norms, total = solver.blocks(plan)
-    norm_radii = {name: _up(v * factor) for name, v in norms.items()}
+    own = {name: add_up(size, examined.own[name]) for name, size in facts.own().items()}
+    norm_radii = {
+        name: _up(add_up(own[name], plan.bound(found.blocks[name]) * factor))
+        if name in found.blocks
+        else 0.0
+        for name in facts.values
+    }
+    radii = examined.radii
     entries = {
         name: torch.minimum(radii[name], torch.full_like(radii[name], norm_radii[name]))
         for name in norm_radii
     }
+    total = _up(add_up(math.hypot(*own.values()) * (1 + 1e-12), plan.bound(found.total) * factor))
+    if not math.isfinite(total):
+        return KantorovichResult(False, "the radius of the gradient is infinite", **result)
     return KantorovichResult(
         True,
         "",
-        midpoints={name: linear.values[node] for name, node in linear.outputs.items()},
+        midpoints=facts.values,
         norm_radii=norm_radii,
-        total_radius=_up(total * factor),
+        total_radius=total,
         entry_radii=entries,
         **result,
     )
 
 
-def _best_scale(
+def _how_many(
+    failure_probability: float, blocks: int, dimension: int, promised: float, room: float
+) -> tuple[int, bool]:
+    """The fewest probes whose inflation leaves h below 1 and the radius small, by the estimates.
+
+    Also returns whether h is expected to be; where it takes power steps, the radius alone counts.
+
+    Args:
+        failure_probability: For all bounds.
+        blocks: Number of gradients.
+        dimension: Of a probe.
+        promised: h, for the Frobenius norm; a probe measures it times sqrt(1/3).
+        room: By what the estimate of the total radius may be inflated.
+    """
+    radius = h = _PROBES[-1]
+    enough = False
+    for probes in reversed(_PROBES):
+        if ProbePlan(probes, 0, failure_probability / 2 / blocks, dimension).inflation <= room:
+            radius = probes
+        inflation = ProbePlan(probes, 0, failure_probability / 4, dimension).inflation
+        if inflation * inflation / 3 * promised < _ROOM:
+            h, enough = probes, True
+    return (max(h, radius), True) if enough else (radius, False)
+
+
+def _examine(
     program: Program,
-    linear: Linearization,
     facts: Facts,
+    scale: Scale,
+    beta: float,
+    eta: float,
     ops: OpTable,
     device: torch.device | str | None,
     *,
     seed: int,
-) -> dict[fx.Node, Tensor]:
-    """The scale with the smallest estimated h; its probes are not used again."""
-    squares = sampled_errors(linear, facts, seed=seed)
-    best: tuple[float, dict[fx.Node, Tensor]] | None = None
-    for i, kappa in enumerate(KAPPAS):
-        scale = choose_scale(program, facts, squares, ops, device, kappa=kappa)
-        rng = torch.Generator().manual_seed(seed + 1000 + i)
-        solver = _Solver(linear, facts, scale, rng)
-        beta = solver.estimate()
-        h = 2 * beta * beta * 2 * kappa * solver.eta()
-        if best is None or h < best[0]:
-            best = h, scale
-        if h < 1e-2:
-            break
-    assert best is not None
-    return best[1]
+) -> tuple[Examined, float, float]:
+    """K and the doubts within a ball, h, and a radius that the ball covers.
 
-
-class _Solver:
-    """The scaled map B = S^-1 A S and its blocks, probed."""
-
-    def __init__(
-        self,
-        linear: Linearization,
-        facts: Facts,
-        scale: dict[fx.Node, Tensor],
-        rng: torch.Generator,
-    ) -> None:
-        self._linear = linear
-        self._facts = facts
-        self._scale = scale
-        self._rng = rng
-
-    def eta(self) -> float:
-        """||S^-1 d||, rounded up."""
-        parts = [
-            float(norm_up(div_up(d, self._scale[node])))
-            for node, d in self._facts.rounding.items()
-            if d is not None and d.numel()
-        ]
-        return float(norm_up(torch.tensor(parts, dtype=torch.float64))) if parts else 0.0
-
-    def estimate(self) -> float:
-        """About ||B||, from one probe and one power step."""
-        y = self._forward(self._gaussian())
-        size = _norm(y)
-        if not 0 < size < math.inf:
-            return math.inf
-        y = {n: t / size for n, t in y.items()}
-        return 3 * (size * _norm(self._forward(self._reverse(y)))) ** (1 / 3)
-
-    def beta(self, plan: ProbePlan) -> tuple[float, float]:
-        """An upper bound of ||B||, and the largest relative gap of <B w, B w> and <w, B^T B w>."""
-        results, worst = [], 0.0
-        for _ in range(plan.probes):
-            w = self._gaussian()
-            log_norm = 0.0
-            y = self._forward(w)
-            for _ in range(plan.power_steps):
-                size = _norm(y)
-                log_norm += math.log(size) if size else -math.inf
-                y = {n: t / size for n, t in y.items()}
-                x = self._reverse(y)
-                z = self._forward(x)
-                worst = max(worst, _gap(x, x, z, y))
-                y = z
-            log_norm += math.log(_norm(y)) if _norm(y) else -math.inf
-            results.append(math.exp(log_norm / (2 * plan.power_steps + 1)))
-        return plan.bound(results), worst
-
-    def blocks(self, plan: ProbePlan) -> tuple[dict[str, float], float]:
-        """Upper bounds of ||P_j A S|| for every parameter's gradient, and for all together."""
-        results: dict[str, list[float]] = {name: [] for name in self._linear.outputs}
-        totals: list[float] = []
-        for _ in range(plan.probes):
-            y = self._forward(self._gaussian(), scaled=False)
-            squares = 0.0
-            for name, node in self._linear.outputs.items():
-                size = float(y[node].norm()) if node in y else 0.0
-                results[name].append(size)
-                squares += size * size
-            totals.append(math.sqrt(squares))
-        return {name: plan.bound(r) for name, r in results.items()}, plan.bound(totals)
-
-    def _gaussian(self) -> dict[fx.Node, Tensor]:
-        return {
-            node: torch.randn(s.shape, generator=self._rng, dtype=torch.float64).to(s.device)
-            for node, s in self._scale.items()
-        }
-
-    def _forward(self, w: dict[fx.Node, Tensor], *, scaled: bool = True) -> dict[fx.Node, Tensor]:
-        """B w, or without the last scaling A S w at the gradients."""
-        found: dict[fx.Node, Tensor] = {}
-        wanted = set(self._linear.outputs.values())
-
-        def visit(node: fx.Node, e: Tensor) -> None:
-            if scaled and node in self._scale:
-                found[node] = e / self._scale[node]
-            elif not scaled and node in wanted:
-                found[node] = e.clone()
-
-        self._linear.jvp({n: t * self._scale[n] for n, t in w.items()}, visit)
-        return found
-
-    def _reverse(self, v: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
-        """B^T v."""
-        a = self._linear.vjp({n: t / self._scale[n] for n, t in v.items()})
-        return {n: t * self._scale[n] for n, t in a.items() if n in self._scale}
-
-
-def _norm(y: dict[fx.Node, Tensor]) -> float:
-    return math.sqrt(sum(float(t.square().sum()) for t in y.values()))
-
-
-def _gap(w: dict, x: dict, z: dict, y: dict) -> float:
-    """Relative difference of <w, x> (x = B^T y) and <z, y> (z = B w)."""
-    left = sum(float((w[n] * x[n]).sum()) for n in x if n in w)
-    right = sum(float((z[n] * y[n]).sum()) for n in y if n in z)
-    return abs(left - right) / max(abs(left), abs(right), 1e-300)
+    The ball's size follows from h, and h from K in this ball: it is guessed, and taken as large as
+    it can get where the guess was too small.
+    """
+    guess = min(1.0, 2 * beta * beta * scale.curvature * eta)
+    wide = 2 * beta * eta / (1 + math.sqrt(max(0.0, 1 - 1.5 * guess))) * 1.01
+    for size in (wide, 2.001 * beta * eta):
+        examined = examine(program, facts, scale, size, ops, device, seed=seed)
+        h = _up(2 * beta * beta * examined.curvature * eta)
+        if not h < 1:
+            if not math.isfinite(h):
+                break
+            continue
+        rho = _up(2 * beta * eta / (1 + math.sqrt(max(0.0, 1 - h) * (1 - 1e-12))))
+        if rho <= size:
+            return examined, h, rho
+    return examined, max(h, 1.0), math.inf
 
 
 def _up(x: float) -> float:
@@ -332,15 +293,15 @@ def _up(x: float) -> float:
     return mul_up(add_up(x, 0.0), 1 + 1e-12)
 
 
-def _blame(eta: float, beta: float, k: float, h: float) -> str:
+def _blame(eta: float, beta: float, examined: Examined, h: float) -> str:
+    k = examined.curvature
     parts = {"curvature K": k, "sensitivity beta": beta, "rounding eta": eta}
     shown = ", ".join(f"{name} = {value:.1e}" for name, value in parts.items())
-    worst = "curvature K" if not math.isfinite(k) else "sensitivity beta"
+    worst = "curvature K" if not k < 1e-6 else "sensitivity beta"
     if not math.isfinite(eta):
         worst = "rounding eta"
-    return f"h = {h:.1e} is not below 1 ({shown}); the {worst} is to blame"
-
-
-def _kink(node: fx.Node, count: int) -> Kink:
-    info = node.meta["call"]
-    return Kink(str(node.target), info.module, info.source, count)
+    at = ""
+    if worst == "curvature K" and examined.bent is not None:
+        info = examined.bent.meta["call"]
+        at = f", largest at {examined.bent.target} in {info.module or 'the model'} ({info.source})"
+    return f"h = {h:.1e} is not below 1 ({shown}); the {worst} is to blame{at}"

@@ -11,19 +11,20 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 from torch import Tensor
 
+from numgeom.certificate.kinks import Kink
 from numgeom.certificate.nonfinite import NonFinite
+from numgeom.certificate.store import SCHEMA, VERSION, fields, to_document
 from numgeom.errors import FileFormatError, NumgeomError
 from numgeom.results import store
 from numgeom.results.accuracy import GradientAccuracy, combined_norm, relative
 from numgeom.results.guarantee import Guarantee, weakest
 from numgeom.results.source import Source
 
-SCHEMA = "numgeom.certificate"
-VERSION = 1
+_CONSTANTS = ("h", "eta", "beta", "curvature", "rho", "failure probability")
 
 
 class CertificateError(NumgeomError):
@@ -65,7 +66,7 @@ class Certificate:
         first_nonfinite: Where the first NaN or infinity that reached the loss or a gradient
             comes from; None if all of them are finite.
         unknown_ops: Operations without a rule, with their number of calls.
-        unresolved_kinks: Units that might be on the other side of their kink.
+        unresolved_kinks: Units that might be on the other side of their kink, by call.
         assumptions: What the numbers rest on.
         notes: What else a reader must know.
         seconds: Time that the certificate took.
@@ -84,7 +85,7 @@ class Certificate:
     replay_is_identical: bool | None = None
     first_nonfinite: NonFinite | None = None
     unknown_ops: Counter[str] = field(default_factory=Counter)
-    unresolved_kinks: tuple[str, ...] = ()
+    unresolved_kinks: tuple[Kink, ...] = ()
     assumptions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -135,6 +136,22 @@ class Certificate:
             self._found.extend(self._attribute())
         return tuple(self._found)
 
+    @property
+    def found_sources(self) -> tuple[Source, ...]:
+        """What `sources` found so far; unlike it, this computes nothing."""
+        return self.error_sources or tuple(self._found)
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """The constants of the Newton-Kantorovich theorem, three digits each.
+
+        "h" must be below 1; "eta", "beta", "curvature" and "rho" are in units of the scale, and
+        "failure probability" is that of all bounds together. Empty where the method has none.
+        """
+        return {
+            name: float(self.provenance[name]) for name in _CONSTANTS if name in self.provenance
+        }
+
     def worst_modules(self, count: int = 5) -> tuple[ModuleAccuracy, ...]:
         """Return the modules whose own parameters have the largest relative error.
 
@@ -157,7 +174,7 @@ class Certificate:
         The document names its schema and version. NaN and infinities, which JSON does not
         have, are the strings "NaN", "Infinity" and "-Infinity".
         """
-        return store.to_text(_certificate_document(self))
+        return store.to_text(to_document(self, {}))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the certificate: as JSON if the name ends in ".json", else with its tensors.
@@ -165,7 +182,8 @@ class Certificate:
         Raises:
             FileFormatError: if the file cannot be written.
         """
-        store.write(path, _certificate_document(self), self.entrywise_bounds)
+        beside = {} if Path(path).suffix == ".json" else self.entrywise_bounds
+        store.write(path, to_document(self, beside), beside)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Certificate":
@@ -176,7 +194,7 @@ class Certificate:
         """
         document, tensors = store.read(path, schema=SCHEMA, version=VERSION)
         try:
-            return _read_certificate(document, tensors)
+            return cls(**fields(document, tensors))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(
                 f"{path} is damaged: a field of the certificate is missing or wrong "
@@ -199,85 +217,3 @@ class Certificate:
 def _worst_first(row: ModuleAccuracy) -> tuple[bool, float]:
     unknown = math.isnan(row.observed_error)
     return (not unknown, 0.0 if unknown else -row.observed_error)
-
-
-# -- documents -----------------------------------------------------------------------------
-
-
-def _certificate_document(certificate: Certificate) -> store.Document:
-    number = store.encode_number
-    first = certificate.first_nonfinite
-    return {
-        "schema": SCHEMA,
-        "version": VERSION,
-        "guarantee": certificate.guarantee.name,
-        "method": certificate.method,
-        "units": {
-            "computed_norm": "absolute, 2-norm",
-            "reference_norm": "absolute, 2-norm",
-            "error_norm": "absolute, 2-norm",
-            "observed_error": "relative to reference_norm",
-            "error_bound": "relative, 2-norm, against the exact gradient",
-            "radius": "absolute, 2-norm",
-            "largest_entry_error": "absolute",
-            "digits": "decimal",
-            "seconds": "s",
-        },
-        "total": certificate.total.to_document(),
-        "parameters": [row.to_document() for row in certificate.parameters.values()],
-        "computed_loss": number(certificate.computed_loss),
-        "reference_loss": number(certificate.reference_loss),
-        "without_gradient": list(certificate.without_gradient),
-        "replay_is_identical": certificate.replay_is_identical,
-        "first_nonfinite": None if first is None else first.to_document(),
-        "unknown_ops": dict(certificate.unknown_ops),
-        "unresolved_kinks": list(certificate.unresolved_kinks),
-        "sources": [
-            {
-                **dataclasses.asdict(source),
-                "error_share": number(source.error_share),
-                "guarantee": source.guarantee.name,
-            }
-            for source in certificate.error_sources or certificate._found
-        ],
-        "assumptions": list(certificate.assumptions),
-        "notes": list(certificate.notes),
-        "seconds": number(certificate.seconds),
-        "provenance": dict(certificate.provenance),
-    }
-
-
-def _read_certificate(document: Any, tensors: Mapping[str, Tensor]) -> Certificate:
-    rows = [GradientAccuracy.from_document(row) for row in document["parameters"]]
-    first = document["first_nonfinite"]
-    identical = document["replay_is_identical"]
-    return Certificate(
-        guarantee=Guarantee[document["guarantee"]],
-        method=str(document["method"]),
-        total=GradientAccuracy.from_document(document["total"]),
-        parameters={row.name: row for row in rows},
-        computed_loss=store.decode_optional(document["computed_loss"]),
-        reference_loss=store.decode_optional(document["reference_loss"]),
-        without_gradient=tuple(str(name) for name in document["without_gradient"]),
-        replay_is_identical=None if identical is None else bool(identical),
-        first_nonfinite=None if first is None else NonFinite.from_document(first),
-        unknown_ops=Counter({str(op): int(n) for op, n in document["unknown_ops"].items()}),
-        unresolved_kinks=tuple(str(kink) for kink in document["unresolved_kinks"]),
-        assumptions=tuple(str(text) for text in document["assumptions"]),
-        notes=tuple(str(text) for text in document["notes"]),
-        seconds=store.decode_number(document["seconds"]),
-        provenance={str(key): str(text) for key, text in document["provenance"].items()},
-        error_sources=tuple(_read_source(source) for source in document["sources"]),
-        entrywise_bounds=dict(tensors),
-    )
-
-
-def _read_source(document: Any) -> Source:
-    return Source(
-        op=str(document["op"]),
-        module=str(document["module"]),
-        phase=str(document["phase"]),
-        source=str(document["source"]),
-        error_share=store.decode_number(document["error_share"]),
-        guarantee=Guarantee[document["guarantee"]],
-    )

@@ -1,152 +1,155 @@
-"""In which unit is each entry's error measured, and how large are the local facts in it?
+"""In which unit is each entry's error measured, and in which unit its sources?
 
-The scale S of the Newton-Kantorovich theorem is entry by entry. Any S > 0 gives a valid theorem;
-a good one makes beta small and K tiny at once. It is the largest of (1) the size that the error has
-in random samples A (d * xi), (2) the entry's own rounding d, (3) Q / kappa, Q the second-order term
-that the parents' scales allow. An entry that no sample reaches gets a tiny scale, so that it drops
-out unless something does reach it.
+The Newton-Kantorovich theorem (`kantorovich`) has two scales, entry by entry, both free:
+
+- S, on the *rows*: the entries whose error matters, that is the inputs of curved ops and of ops
+  that decide, and the gradients. A good S is the size that the error has, so that the scaled map
+  has rows of length one: the size in random samples A (d * xi).
+- T, on the *columns*: the entries where something arises, by rounding (d) or by curvature. A good
+  T is d, so that nothing is injected that does not arise, and where the second-order term Q that S
+  allows is larger than kappa d, it is Q / kappa: then the curvature constant is about 2 kappa.
+
+Any S, T > 0 give a valid theorem. Several kappa are tried at once, as lanes of one batch of
+tangents, and the one that promises the smallest h is kept. Nodes whose ops are far from the largest
+curvature get a larger S, which makes beta smaller at no cost in K.
 """
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from numgeom.arithmetic.rounding import add_up, div_up, mul_up
+from numgeom.certificate.draws import Draws
+from numgeom.certificate.facts import Facts, Walk, inputs_of, second_order, total
+from numgeom.ops.balls import says_nothing
 from numgeom.ops.entry import Evaluation, Op
-from numgeom.ops.table import OpTable
+from numgeom.ops.table import OpTable, functional_name
 from numgeom.recording import Program
-from numgeom.semantics.ball import BallWalk
-from numgeom.semantics.sensitivity import Linearization
-from numgeom.semantics.twins import Twins
+from numgeom.semantics.tangents import push
 
-# How large a second-order term may be beside its entry's scale; each is tried, and the scale that
-# promises the smallest h is kept.
-KAPPAS = (1e-11, 1e-13, 1e-9, 1e-7)
-SAMPLES = 4  # of the error's size, for the scale only
-NOTHING = 1e-60  # scale of entries that no sample reaches
+# How large a second-order term may be beside the rounding of its entry before it enters T.
+KAPPAS = (1e-9, 1e-11, 1e-13)
+SAMPLES = 3  # of the error's size, for the scale only
+NOTHING = 1e-60  # S of entries that no sample reaches
+LEAST = 1e-95  # T of entries where nothing arises; NOTHING^2 / LEAST is small
+NORMAL = 1e-290  # a smaller T would lose digits when a probe is multiplied by it
+_LARGEST = 1e150
+_PRODUCTS = frozenset(("mul", "mm", "bmm", "mv", "dot", "convolution"))  # of their first arguments
+_LOOKED_AT = 512  # entries of a node, for the floor of its sizes
+# Of the box for second-order terms, in units of S, per entry that rounds. The ball's radius is some
+# 2 beta eta, each of the two about the root of a number of entries, and S may grow.
+REACH = 200.0
+_PARTS = (0.0, 0.25, 0.5, 0.75)  # of the way from one kappa to the next
+_STRETCH = 1e3  # by what S may grow where curvature leaves room
+_STRETCH_AT_KINKS = 10.0  # the radius there decides whether the kink is clear
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the calls of a program say about themselves.
+class Scale:
+    """S and T.
 
     Attributes:
-        rounding: d, entry by entry, of every node that holds a floating-point tensor and is not a
-            constant; None where the call is exact.
-        unbounded: Name of a call whose rounding has no bound; "" if all have one.
+        rows: S, by node.
+        columns: T, by node; 0 where nothing arises.
+        beta: About ||S^-1 A T||, from one sample: its Frobenius norm.
+        curvature: About K.
+        h: What they promise.
+        block: About ||P A J T w|| at all gradients, for a probe w.
     """
 
-    rounding: dict[fx.Node, Tensor | None]
-    unbounded: str
+    rows: dict[fx.Node, Tensor]
+    columns: dict[fx.Node, Tensor]
+    beta: float
+    curvature: float
+    h: float
+    block: float
 
 
-class _Walk(BallWalk):
-    """A walk that knows the nodes behind the parts of calls with several outputs."""
-
-    def __init__(self, program: Program, ops: OpTable, device: Any) -> None:
-        super().__init__(program, ops, device)
-        self.parts = parts_of(program)
-
-    def holders(self, node: fx.Node, part: int | None) -> list[fx.Node]:
-        """The nodes that hold this output."""
-        return [node] if part is None else self.parts.get((node, part), [])
+# -- samples -----------------------------------------------------------------------------
 
 
-def parts_of(program: Program) -> dict[tuple[fx.Node, int], list[fx.Node]]:
-    """The `getitem` nodes of calls with several outputs."""
-    found: dict[tuple[fx.Node, int], list[fx.Node]] = {}
-    for node in program.graph.nodes:
-        if node.op == "call_function" and "call" not in node.meta:
-            found.setdefault((node.args[0], node.args[1]), []).append(node)
-    return found
-
-
-# -- rounding ----------------------------------------------------------------------------
-
-
-class _Rounding(_Walk):
-    def __init__(self, program: Program, ops: OpTable, device: Any) -> None:
-        super().__init__(program, ops, device)
-        self.rounding: dict[fx.Node, Tensor | None] = {}
-        self.unbounded = ""
-
-    def settle(self, node: fx.Node, op: Op, call: Evaluation, part: int | None) -> Tensor | None:
-        rounding = op.rounding(call)
-        if part is not None and rounding is not None:
-            rounding = rounding[part]
-        y = call.y if part is None else call.y[part]
-        if rounding is not None:
-            rounding = rounding.expand(y.shape)
-            if not bool(torch.isfinite(rounding).all()):
-                self.unbounded = self.unbounded or f"{node.target} in {node.meta['call'].module!r}"
-        for holder in self.holders(node, part):
-            self.rounding[holder] = rounding
-        return None
-
-
-def local_errors(program: Program, ops: OpTable, device: Any) -> tuple[Facts, Counter[str]]:
-    """Collect the rounding of every call, and count the ops without an entry."""
-    walk = _Rounding(program, ops, device)
-    walk.evaluate()
-    return Facts(walk.rounding, walk.unbounded), Counter(walk.unknown)
-
-
-# -- scale -------------------------------------------------------------------------------
-
-
-def choose_scale(
-    program: Program,
-    facts: Facts,
-    squares: dict[fx.Node, Tensor],
-    ops: OpTable,
-    device: Any,
-    *,
-    kappa: float,
+def sampled_errors(
+    program: Program, facts: Facts, ops: OpTable, device: Any, draws: Draws
 ) -> dict[fx.Node, Tensor]:
-    """S for every node but the constants.
+    """Root mean squares of A (d * xi), xi random with variance 1, floored.
 
-    Args:
-        program: The opened program.
-        facts: Its local errors.
-        squares: Mean squares of sampled errors, by node (`sampled_errors`).
-        ops: The facts to use.
-        device: Where to run.
-        kappa: How large a second-order term may be beside its entry's scale.
+    By node, for those that a call reads which may bend or decide. Sizes are floored within the node
+    at the rms of the smallest quarter of the nonzeros; entries that no sample reaches stay 0.
     """
-    walk = _Scaling(program, ops, device, facts, squares, kappa)
-    walk.evaluate()
-    return walk.scale
+    sizes: dict[fx.Node, Tensor] = {}
+    read = {n for node in program.graph.nodes if _matters(node, facts, ops)
+            for n in node.all_input_nodes}  # fmt: skip
+
+    def inject(node: fx.Node, value: Tensor) -> Tensor | None:
+        d = facts.sources.get(node)
+        if d is None:
+            return None
+        return draws.times(d * math.sqrt(3), SAMPLES, value)
+
+    def visit(node: fx.Node, e: Tensor) -> None:
+        if node in read:
+            squares = e[0].square()
+            for sample in e[1:]:
+                squares.addcmul_(sample, sample)
+            sizes[node] = _floored(squares.div_(SAMPLES).sqrt_())
+
+    push(program, SAMPLES, inject, visit, device=device)
+    return sizes
 
 
-def sampled_errors(linear: Linearization, facts: Facts, *, seed: int) -> dict[fx.Node, Tensor]:
-    """Mean squares of A (d * xi), xi Gaussian: how large the error of each entry may be."""
-    generator = torch.Generator().manual_seed(seed)
-    squares: dict[fx.Node, Tensor] = {}
-    for _ in range(SAMPLES):
-
-        def visit(node: fx.Node, e: Tensor) -> None:
-            if node in facts.rounding:
-                part = e.square() / SAMPLES
-                squares[node] = squares[node] + part if node in squares else part
-
-        linear.jvp(
-            {
-                node: d
-                * torch.randn(d.shape, generator=generator, dtype=torch.float64).to(d.device)
-                for node, d in facts.rounding.items()
-                if d is not None
-            },
-            visit,
-        )
-    return squares
+def _matters(node: fx.Node, facts: Facts, ops: OpTable) -> bool:
+    """Whether a call may bend or decide; its radii are asked for."""
+    if "call" not in node.meta:
+        return False
+    target: Any = node.target
+    op = ops.lookup(target)
+    if op is None or op.kinks != "none":
+        return True
+    if functional_name(target) in _PRODUCTS:
+        moving = [a for a in node.args if isinstance(a, fx.Node) and a not in facts.exact]
+        return len(moving) > 1
+    return not says_nothing(op.second_order)
 
 
-class _Scaling(_Walk):
-    """Carries the scale in place of the radius, so that the parents' scales are at hand."""
+def _floored(e: Tensor) -> Tensor:
+    if not bool(e.sum() < _LARGEST):
+        e = torch.nan_to_num_(e, posinf=_LARGEST).clamp_(max=_LARGEST)
+    few = e.reshape(-1)[:: max(1, e.numel() // _LOOKED_AT)]
+    few = few[few > 0]
+    if few.numel() < 2:
+        return e
+    least = few.sort().values[: max(1, few.numel() // 4)]
+    floor = float(torch.linalg.vector_norm(least)) / math.sqrt(least.numel())
+    nothing = e == 0
+    return e.clamp_(min=floor).masked_fill_(nothing, 0.0)
+
+
+# -- second-order terms ------------------------------------------------------------------
+
+
+@dataclass
+class _Curved:
+    """Second-order terms over a box, and who reads what.
+
+    Attributes:
+        terms: Q times twice the multiplicity, by the node that holds the result.
+        rows: The nodes that curved ops read.
+        kinks: The nodes that ops with kinks read.
+        shapes: Of what the nodes hold.
+    """
+
+    terms: dict[fx.Node, Tensor] = field(default_factory=dict)
+    rows: set[fx.Node] = field(default_factory=set)
+    kinks: set[fx.Node] = field(default_factory=set)
+    shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
+
+
+class _SecondOrder(Walk):
+    """Takes the sizes of the errors for the radii."""
 
     def __init__(
         self,
@@ -154,176 +157,199 @@ class _Scaling(_Walk):
         ops: OpTable,
         device: Any,
         facts: Facts,
-        squares: dict[fx.Node, Tensor],
-        kappa: float,
+        sizes: dict[fx.Node, Tensor],
     ) -> None:
         super().__init__(program, ops, device)
-        self._kappa = kappa
         self._facts = facts
-        self._squares = squares
-        self.scale: dict[fx.Node, Tensor] = {}
+        self._sizes = sizes
+        self._reach = REACH * max(1, sum(d.numel() for d in facts.sources.values()))
+        self.found = _Curved()
 
     def settle(self, node: fx.Node, op: Op, call: Evaluation, part: int | None) -> Tensor | None:
+        holders = self.holders(node, part)
+        spreads = any(map(self._facts.is_column, holders))
+        second = self._second_order(op, call, part) if spreads else None
         y = call.y if part is None else call.y[part]
-        second = op.second_order(call)
-        if part is not None and second is not None:
-            second = second[part]
-        scale = torch.full_like(y, NOTHING)
-        for holder in self.holders(node, part):
-            if holder in self._squares:
-                scale = torch.maximum(scale, _typical(self._squares[holder].sqrt()))
-            rounding = self._facts.rounding.get(holder)
-            if rounding is not None:
-                scale = torch.maximum(scale, rounding)
+        for holder in holders:
+            self.found.shapes[holder] = y.shape
         if second is not None:
-            scale = torch.maximum(scale, torch.nan_to_num(second.expand(y.shape) / self._kappa))
-        scale = scale.clamp(max=1e150)
-        for holder in self.holders(node, part):
-            self.scale[holder] = scale
-        return scale
+            self.found.rows.update(node.all_input_nodes)
+            term = torch.nan_to_num(second.expand(y.shape) * (2 * op.multiplicity(call)))
+            for holder in filter(self._facts.is_column, holders):
+                self.found.terms[holder] = term.clamp_(max=_LARGEST)
+        if op.kinks != "none":
+            self.found.kinks.update(node.all_input_nodes)
+        if node in self._facts.exact:
+            return None
+        size = self._sizes.get(holders[0]) if holders else None
+        return torch.full_like(y, NOTHING) if size is None else size.clamp(min=NOTHING)
+
+    def _second_order(self, op: Op, call: Evaluation, part: int | None) -> Tensor | None:
+        """Q over a box of the size that the theorem's ball will have, for a box of size S."""
+        wide = {key: _times(radius, self._reach) for key, radius in call.radii.items()}
+        far = second_order(op, replace(call, radii=wide), part)
+        if far is None:
+            return None
+        far = far / self._reach**2
+        if total(far) < math.inf:
+            return far
+        near = second_order(op, call, part)  # far out, f may be undefined
+        return far if near is None else torch.where(torch.isfinite(far), far, near)
+
+    def run_node(self, node: fx.Node, values: Any) -> Any:
+        enclosure = super().run_node(node, values)
+        target: Any = node.target
+        if "call" in node.meta and not _is_real(enclosure.value):  # a decision: `settle` is not
+            op = self._ops.lookup(target)  # asked about it
+            if op is not None and op.kinks != "none":
+                self.found.kinks.update(node.all_input_nodes)
+        return enclosure
 
 
-def _typical(e: Tensor) -> Tensor:
-    """Sampled sizes, floored within the node at the rms of the smallest quarter of the nonzeros."""
-    nonzero = e[(e > 0) & torch.isfinite(e)]
-    if nonzero.numel() < 2:
-        return torch.nan_to_num(e)
-    least = nonzero.sort().values[: max(1, nonzero.numel() // 4)]
-    floor = least.square().mean().sqrt()
-    return torch.where(e > 0, torch.maximum(e, floor), e).nan_to_num()
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
-# -- curvature ---------------------------------------------------------------------------
+def _times(radius: Any, factor: float) -> Any:
+    if isinstance(radius, (list, tuple)):
+        return [_times(r, factor) for r in radius]
+    return None if radius is None else radius * factor
 
 
-def curvature(
+# -- choice ------------------------------------------------------------------------------
+
+
+def choose_scale(
     program: Program,
-    scale: dict[fx.Node, Tensor],
-    rho: float,
+    facts: Facts,
     ops: OpTable,
     device: Any,
-) -> float:
-    """K: ||S^-1 R(e)|| <= K/2 ||e||_S^2 for all e with ||e||_S <= rho.
-
-    For one call, |R| <= Q (|e| / r)^2 entry by entry, Q the second-order bound at r = rho s, so
-    that ||S^-1 R_i|| <= K_i/2 sum_p ||e_p||_S^2 over its parents p, with K_i = 2 m_i max Q /
-    (rho^2 s_i), m_i the multiplicity. Calls that share parents add up:
-    K = sqrt(max over p of sum of K_i^2 over the calls i that p feeds).
-    """
-    walk = _Curvature(program, ops, device, scale, rho)
-    walk.evaluate()
-    squares: dict[fx.Node, float] = {}
-    for (node, _), k in walk.found.items():
-        for parent in scale.keys() & set(node.all_input_nodes):
-            squares[parent] = add_up(squares.get(parent, 0.0), mul_up(k, k))
-    if not squares:
-        return 0.0
-    # Q(t r) <= t^2 Q(r) holds for the facts up to their own outward rounding, some 1e-13.
-    return max(squares.values()) ** 0.5 * (1 + 1e-6)
-
-
-class _Carried(_Walk):
-    """Carries r = rho s, zero where the entry is exactly as computed."""
-
-    def __init__(
-        self, program: Program, ops: OpTable, device: Any, scale: dict[fx.Node, Tensor], rho: float
-    ) -> None:
-        super().__init__(program, ops, device)
-        self._scale = scale
-        self._rho = rho
-
-    def reach(self, node: fx.Node, op: Op, call: Evaluation, part: int | None) -> Any:
-        """(rho s, radius by the ball rule) of an output."""
-        ball = super().settle(node, op, call, part)
-        y = call.y if part is None else call.y[part]
-        if ball is None:
-            ball = torch.zeros_like(y)
-        holders = self.holders(node, part)
-        if not holders:
-            return ball, ball
-        return mul_up(self._scale[holders[0]], self._rho), ball
-
-
-class _Curvature(_Carried):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.found: dict[tuple[fx.Node, int | None], float] = {}
-
-    def settle(self, node: fx.Node, op: Op, call: Evaluation, part: int | None) -> Tensor | None:
-        second = op.second_order(call)
-        if part is not None and second is not None:
-            second = second[part]
-        holders = self.holders(node, part)
-        if second is not None and holders and second.numel():
-            s = mul_up(self._scale[holders[0]], self._rho * self._rho)
-            relative = div_up(second.expand(s.shape), s * (1 - 1e-15))
-            k = mul_up(2 * op.multiplicity(call), float(relative.amax()))
-            self.found[node, part] = k
-        wide, ball = self.reach(node, op, call, part)
-        return torch.where(ball > 0, wide, 0.0)
-
-
-# -- kinks -------------------------------------------------------------------------------
-
-
-def tightened(
-    program: Program,
-    scale: dict[fx.Node, Tensor],
-    rho: float,
-    ops: OpTable,
-    device: Any,
-    *,
-    seed: int = 0,
-) -> tuple[dict[str, Tensor], dict[fx.Node, int]]:
-    """Entry-wise radii of the gradients, and the calls that may decide otherwise within them.
-
-    Where maxima are in doubt, labels tell exact ties from others (`numgeom.semantics.twins`); the
-    bounds then fail with a probability of at most `COLLISION_PROBABILITY` more. On the way from
-    the reference to the exact solution equal entries may be passed in any order, so let the path
-    belong to the program that takes, at such a tie, the recorded entry by its place. That is
-    linear, and its solution is the exact program's too: call by call, no other entry is larger,
-    those that are equal come later, and the first of them is taken.
+    draws: Draws,
+) -> Scale:
+    """The S and T that promise the smallest h, of those that are tried.
 
     Args:
         program: The opened program.
-        scale: S.
-        rho: Radius of the ball, in units of the scale.
+        facts: Its local errors.
         ops: The facts to use.
         device: Where to run.
-        seed: Of the labels.
+        draws: Random numbers that are used for nothing else.
     """
-    walk = _Tightened(program, ops, device, scale, rho)
+    sizes = sampled_errors(program, facts, ops, device, draws)
+    walk = _SecondOrder(program, ops, device, facts, sizes)
     walk.evaluate()
-    if walk.undecided:
-        labels = Twins(walk.undecided, seed=seed)
-        walk = _Tightened(program, ops, device, scale, rho)
-        walk.twins = labels
-        walk.evaluate()
-    return walk.radii, walk.crossing
+    curved = walk.found
+    # B holds what arises at connected nodes only, so it bounds errors at them only.
+    read = (curved.rows | curved.kinks) - facts.exact
+    wanted = {node for node in read if facts.is_column(node)}
+    rows = {
+        node: sizes[node].clamp(min=NOTHING)
+        if node in sizes
+        else torch.full(curved.shapes[node], NOTHING, dtype=torch.float64, device=device)
+        for node in facts.rounding
+        if node in wanted
+    }
+    return _best(program, facts, curved, rows, device, draws)
 
 
-class _Tightened(_Carried):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.crossing: dict[fx.Node, int] = {}
+def _best(
+    program: Program,
+    facts: Facts,
+    curved: _Curved,
+    rows: dict[fx.Node, Tensor],
+    device: Any,
+    draws: Draws,
+) -> Scale:
+    """Try some kappa in one batch, lane i injects T of the i-th, and interpolate between them."""
+    sources = facts.sources
+    ratios = {node: float(_ratio(q, sources.get(node)).max()) for node, q in curved.terms.items()}
+    kappas = [a * (b / a) ** f for a, b in pairwise(KAPPAS) for f in _PARTS] + [KAPPAS[-1]]
+    plans = [_stretched(curved, ratios, kappa, rows) for kappa in kappas]
+    squares = {node: torch.zeros(len(KAPPAS), dtype=torch.float64) for node in rows}
+    gradients, blocks = set(facts.gradients.values()), [torch.zeros(len(KAPPAS)).double()]
+    limits = torch.tensor(KAPPAS, dtype=torch.float64, device=device)
 
-    def settle(self, node: fx.Node, op: Op, call: Evaluation, part: int | None) -> Tensor | None:
-        doubt = op.doubt(call)
-        if part is not None and doubt is not None:
-            doubt = doubt[part]
-        self._note(node, doubt)
-        wide, ball = self.reach(node, op, call, part)
-        return torch.minimum(wide, ball)
+    def inject(node: fx.Node, value: Tensor) -> Tensor | None:
+        d, q = sources.get(node), curved.terms.get(node)
+        if d is None and q is None:
+            return None
+        each = limits.reshape(-1, *[1] * value.dim())
+        return draws.times(_column(d, q, each), len(KAPPAS), value)
 
-    def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-        enclosure = super().run_node(node, values)
-        if "call" in node.meta:
-            doubts = enclosure.doubt if isinstance(enclosure.doubt, tuple) else (enclosure.doubt,)
-            for doubt in doubts:
-                self._note(node, doubt)
-        return enclosure
+    def visit(node: fx.Node, e: Tensor) -> None:
+        if node in rows:
+            scaled = torch.linalg.vector_norm((e / rows[node]).reshape(len(e), -1), dim=1)
+            squares[node] = (3 * scaled.square()).cpu()
+        if node in gradients:
+            blocks.append(torch.linalg.vector_norm(e.reshape(len(e), -1), dim=1).cpu())
 
-    def _note(self, node: fx.Node, doubt: Any) -> None:
-        n = int(doubt.sum()) if isinstance(doubt, Tensor) else 0
-        if n:
-            self.crossing[node] = max(n, self.crossing.get(node, 0))
+    push(program, len(KAPPAS), inject, visit, device=device)
+    squares = {node: _between(s) for node, s in squares.items()}
+    promises = []
+    eta = math.sqrt(sum(int((d > 0).sum()) for d in sources.values()))  # d <= T
+    for i, (stretch, k) in enumerate(plans):
+        beta = math.sqrt(sum(float(s[i]) / stretch[n] ** 2 for n, s in squares.items()))
+        h = 2 * beta * beta * k * eta
+        promises.append((math.inf if math.isnan(h) else h, i, beta))
+    h, best, beta = min(promises)
+    stretch, k = plans[best]
+    columns = {
+        node: _column(sources.get(node), curved.terms.get(node), kappas[best])
+        for node in facts.rounding
+        if node in sources or node in curved.terms
+    }
+    block = math.sqrt(_between(torch.stack(blocks).square().sum(0))[best])
+    return Scale({n: s * stretch[n] for n, s in rows.items()}, columns, beta, k, h, block)
+
+
+def _between(squares: Tensor) -> Tensor:
+    """Squares of sizes at all kappa, from those that were tried.
+
+    Linear in 1 / kappa^2: T^2 = max(d^2, Q^2 / kappa^2) is convex in it, so this is no less.
+    """
+    found = []
+    for i, (a, b) in enumerate(pairwise(KAPPAS)):
+        for part in _PARTS:
+            weight = ((b / a) ** (-2 * part) - 1) / ((b / a) ** -2 - 1)
+            found.append(squares[i] + weight * (squares[i + 1] - squares[i]))
+    return torch.stack([*found, squares[-1]])
+
+
+def _column(d: Tensor | None, q: Tensor | None, kappa: Tensor | float) -> Tensor:
+    """T: max(d, Q / kappa), and next to nothing where both are 0 but S allows for more."""
+    if q is None:
+        assert d is not None
+        return torch.where(d > 0, d.clamp(min=NORMAL), 0.0)
+    t = (q / kappa).clamp(min=LEAST)
+    return t if d is None else torch.maximum(t, d)
+
+
+def _ratio(q: Tensor, d: Tensor | None) -> Tensor:
+    """Q / d; infinite where only d is 0."""
+    if d is None:
+        return torch.where(q > 0, math.inf, 0.0)
+    return torch.where(q > 0, q / d, 0.0)
+
+
+def _stretched(
+    curved: _Curved,
+    ratios: dict[fx.Node, float],
+    kappa: float,
+    rows: Iterable[fx.Node],
+) -> tuple[dict[fx.Node, float], float]:
+    """By what S can grow at each row, and about the K that results.
+
+    With T = max(d, Q / kappa) a call's K_i is min(kappa, max Q/d). A row that is read by calls with
+    a small K_i may grow by the square root of what is left to the largest.
+    """
+    per_row: dict[fx.Node, float] = {}
+    for node, ratio in ratios.items():
+        for parent in inputs_of(node):
+            per_row[parent] = per_row.get(parent, 0.0) + min(kappa, ratio) ** 2
+    largest = math.sqrt(max(per_row.values(), default=0.0))
+    stretch = {}
+    for node in rows:
+        k = math.sqrt(per_row.get(node, 0.0))
+        room = math.sqrt(largest / k) if k > 0 else _STRETCH
+        stretch[node] = min(room, _STRETCH_AT_KINKS if node in curved.kinks else _STRETCH)
+    return stretch, largest

@@ -1,32 +1,57 @@
 """Does a certificate say what it said when it was made, and is it one of this step?
 
-The certificate holds a digest of the recorded program, the seed of its probes, its constants and
-versions. To verify it is to make it again, in the same way, and to compare every field.
+The certificate holds digests of the recorded program, the seed of its probes, its constants and
+versions. To verify it is to make it again, in the same way, and to compare every field, bit for
+bit. Where that fails, the file's checksum tells a changed file from an honest one, and versions and
+machine tell whether the same bits could be expected at all.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from numgeom.certificate.certify import MISSING, certify
-from numgeom.certificate.result import SCHEMA, VERSION, Certificate, CertificateError
+from numgeom.certificate.circumstances import NAMES
+from numgeom.certificate.comparison import unequal
+from numgeom.certificate.result import Certificate, CertificateError
+from numgeom.certificate.store import SCHEMA, VERSION, checksum, to_document
 from numgeom.results import store
 
 Progress = Callable[[str, int, int], None]
 
-# Fields that may differ between two honest certificates of one step.
-_VOLATILE = frozenset({"seconds", "sources"})
-# Provenance that says how to make it again; the rest was added by whoever certified.
-_MADE_BY = (
+# What is needed to make it again.
+_NEEDED = (
     "program", "judged gradients", "asked method", "asked failure probability", "probe seed",
-    "replay checked", "h", "eta", "beta", "curvature", "rho", "failure probability",
+    "replay checked",
 )  # fmt: skip
-_CIRCUMSTANCES = ("torch", "numgeom", "cpu", "threads", "device")
+# Provenance that is compared; the rest was added by whoever certified.
+_COMPARED = (
+    *_NEEDED,
+    "replay device",
+    "step",
+    "h",
+    "eta",
+    "beta",
+    "curvature",
+    "rho",
+    "failure probability",
+)
+# Fields that may differ between two honest certificates of one step.
+_VOLATILE = ("seconds", "sources", "checksum")
+
+
+class Verdict(Enum):
+    """What came out of making a certificate again."""
+
+    VERIFIED = "verified"  # it says the same, bit for bit
+    CHANGED = "changed"  # the file is not as it was written
+    OTHER = "other"  # an unchanged file, about another step or other bits
+    ELSEWHERE = "elsewhere"  # other versions or another machine, where other bits may be right
 
 
 @dataclass(frozen=True)
@@ -34,35 +59,56 @@ class Verification:
     """Whether a certificate was found true.
 
     Attributes:
-        verified: Whether every field agrees with the certificate that was made again.
+        verdict: What came out; only VERIFIED vouches for the certificate.
         differences: What differs, as "field: the file says A, found B".
         circumstances: Versions and machine, where they differ from those of the certificate.
         again: The certificate that was made for comparison.
+        same_step: Whether calls, parameters and data are those of the certificate; None if it
+            does not say. The gradients may still have other bits.
+        said_bound: Bound of the total relative error that the certificate states, or None.
     """
 
-    verified: bool
+    verdict: Verdict
     differences: tuple[str, ...]
     circumstances: tuple[str, ...]
     again: Certificate
+    same_step: bool | None = None
+    said_bound: float | None = None
+
+    @property
+    def verified(self) -> bool:
+        """Whether every field agrees with the certificate that was made again."""
+        return self.verdict is Verdict.VERIFIED
+
+    def __bool__(self) -> bool:
+        """Whether it was verified."""
+        return self.verified
 
     def __str__(self) -> str:
         """Return the verdict in one or a few sentences."""
         if self.verified:
             return "Verified: made again, the certificate says the same."
-        reason = "; ".join(self.differences[:5])
+        what = "; ".join(self.differences[:5]) or "a field that does not follow from the step"
         more = len(self.differences) - 5
-        text = f"NOT VERIFIED: {reason}" + (f"; and {more} more" if more > 0 else "") + "."
-        if self.circumstances:
+        what += f"; and {more} more" if more > 0 else ""
+        if self.verdict is Verdict.CHANGED:
+            return f"NOT VERIFIED, the file was changed after it was written: {what}."
+        if self.verdict is Verdict.OTHER:
+            return f"NOT VERIFIED: {what}."
+        text = (
+            "NOT VERIFIED HERE: the certificate was made elsewhere ("
+            + "; ".join(self.circumstances)
+            + "), where other bits may be right, so this neither confirms nor refutes it. "
+        )
+        if self.same_step is not None:
+            text += f"It is about {'this' if self.same_step else 'another'} step. "
+        ours = self.again.total.error_bound
+        if self.said_bound is not None and ours is not None:
             text += (
-                " The circumstances differ, too, which may be the reason: "
-                + "; ".join(self.circumstances)
-                + "."
+                f"Its bound of the total relative error is {self.said_bound:.2e}, made again "
+                f"here it is {ours:.2e}. "
             )
-        return text
-
-    def __bool__(self) -> bool:
-        """Whether it was verified."""
-        return self.verified
+        return text + f"What differs: {what}."
 
 
 def verify(
@@ -71,7 +117,7 @@ def verify(
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     batch: Any = MISSING,
     *,
-    computed: Mapping[str, Tensor | None] | None = None,
+    computed: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Make a certificate again and compare.
@@ -92,13 +138,46 @@ def verify(
             are not given.
         FileFormatError: if the file is missing, damaged, foreign, or of a later version.
     """
-    document: Any = None
-    if not isinstance(certificate, Certificate):
-        # As it is written: fields that follow from others are compared, too.
-        document, _ = store.read(certificate, schema=SCHEMA, version=VERSION)
+    # A file is compared as it is written: fields that follow from others may be wrong, too.
+    if isinstance(certificate, Certificate):
+        document = to_document(certificate, {})
+        unchanged = True
+    else:
+        document, tensors = store.read(certificate, schema=SCHEMA, version=VERSION)
         certificate = Certificate.load(certificate)
+        unchanged = document.get("checksum") == checksum(document, tensors)
+    again = _made_again(certificate, subject, loss_fn, batch, computed, progress)
+    differences = tuple(_differences(certificate, document, again))
+    if not unchanged:
+        differences = (*differences, "checksum: it does not fit the rest of the file")
+    circumstances = tuple(_changed_circumstances(certificate.provenance, again.provenance))
+    if not unchanged:
+        verdict = Verdict.CHANGED
+    elif not differences:
+        verdict = Verdict.VERIFIED
+    else:
+        verdict = Verdict.ELSEWHERE if circumstances else Verdict.OTHER
+    step = certificate.provenance.get("step")
+    return Verification(
+        verdict,
+        differences,
+        circumstances,
+        again,
+        same_step=None if step is None else step == again.provenance["step"],
+        said_bound=certificate.total.error_bound,
+    )
+
+
+def _made_again(
+    certificate: Certificate,
+    subject: Any,
+    loss_fn: Callable[[Any, Any], Tensor] | None,
+    batch: Any,
+    computed: Mapping[str, Any] | None,
+    progress: Progress | None,
+) -> Certificate:
     said = certificate.provenance
-    missing = [name for name in _MADE_BY[:6] if name not in said]
+    missing = [name for name in _NEEDED if name not in said]
     if missing:
         raise CertificateError(
             f"The certificate does not say how it was made: {', '.join(missing)} missing from its "
@@ -114,17 +193,19 @@ def verify(
     try:
         probability, seed = float(said["asked failure probability"]), int(said["probe seed"])
         threads = int(said.get("threads", torch.get_num_threads()))
-    except ValueError as error:
+        device = torch.device(said["replay device"]) if said.get("replay device") else None
+    except (ValueError, RuntimeError) as error:
         raise CertificateError(f"The certificate's provenance is damaged: {error}.") from error
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(max(1, min(threads, 1024)))
-        again = certify(
+        return certify(
             subject,
             loss_fn,
             batch,
             method=said["asked method"],
             computed=computed,
+            device=device,
             failure_probability=probability,
             probe_seed=seed,
             check_replay=said["replay checked"] == "True",
@@ -132,48 +213,40 @@ def verify(
         )
     finally:
         torch.set_num_threads(before)
-    differences = tuple(_differences(certificate, document, again))
-    circumstances = tuple(
-        f"{name} {said.get(name, 'unknown')} then, {again.provenance.get(name)} now"
-        for name in _CIRCUMSTANCES
-        if not str(said.get(name)).startswith(str(again.provenance.get(name)).partition(":")[0])
-    )
-    return Verification(not differences, differences, circumstances, again)
 
 
-def _differences(one: Certificate, document: Any, other: Certificate) -> Iterator[str]:
-    if one.provenance["program"] != other.provenance["program"]:
-        yield (
-            "program: the certificate is about another step, or the step does not give the same "
-            "bits here"
-        )
-    a = json.loads(one.to_json()) if document is None else dict(document)
-    b = json.loads(other.to_json())
-    for each in (a, b):
-        each["provenance"] = {
-            key: value for key, value in each["provenance"].items() if key in _MADE_BY[1:]
-        }
-        for key in _VOLATILE:
-            each.pop(key, None)
-    yield from _unequal(a, b, "")
-    for name, bounds in one.entrywise_bounds.items():
-        found = other.entrywise_bounds.get(name)
-        if found is None or not torch.equal(found, bounds):
+def _changed_circumstances(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for name in NAMES:
+        if then.get(name) != now.get(name):
+            yield f"{name} {then.get(name, 'unknown')} then, {now.get(name, 'unknown')} now"
+    one, other = (said.get("device", "cpu").partition(":")[0] for said in (then, now))
+    if one != other:
+        yield f"device {one} then, {other} now"
+
+
+def _differences(
+    one: Certificate, document: Mapping[str, Any], other: Certificate
+) -> Iterator[str]:
+    said, found = one.provenance, other.provenance
+    if said["program"] != found["program"]:
+        if "step" in said and said["step"] == found["step"]:
+            yield "program: the step is the same, but it gave gradients of other bits"
+        else:
+            yield "program: the certificate is about another step"
+    yield from unequal(_comparable(document), _comparable(to_document(other, {})))
+    if not one.entrywise_bounds:  # a JSON file has none
+        return
+    for name in dict.fromkeys((*one.entrywise_bounds, *other.entrywise_bounds)):
+        bounds, known = one.entrywise_bounds.get(name), other.entrywise_bounds.get(name)
+        if bounds is None or known is None:
+            yield f"entry-wise bounds of {name}: {'not' if bounds is None else 'only'} in the file"
+        elif bounds.dtype != known.dtype or not torch.equal(bounds, known):
             yield f"entry-wise bounds of {name}: they differ"
 
 
-def _unequal(a: Any, b: Any, path: str) -> Iterator[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in dict.fromkeys((*a, *b)):
-            yield from _unequal(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
-    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            name = x.get("name", i) if isinstance(x, dict) else i
-            yield from _unequal(x, y, f"{path}[{name}]")
-    elif a != b:
-        yield f"{path}: the file says {_short(a)}, found {_short(b)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _comparable(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that two honest certificates of one step have in common."""
+    provenance = document["provenance"]
+    kept = {key: provenance.get(key) for key in _COMPARED if key != "program"}
+    rest = {key: value for key, value in document.items() if key not in _VOLATILE}
+    return {**rest, "provenance": kept}

@@ -6,7 +6,7 @@ are transposes of each other: <A w, v> = <w, A^T v>.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class Linearization:
         """
         source = inject if callable(inject) else inject.get
         forward = _Forward(self._program, self._device, source, visit)
-        _load_forward_formulas()
+        load_forward_formulas()
         with torch.no_grad(), forward_ad.dual_level():
             forward.evaluate()
 
@@ -99,8 +99,33 @@ class Linearization:
         )
         return {n: a for n, a in zip(nodes, found, strict=True) if a is not None}
 
+    def vjps(
+        self, cotangents: Mapping[fx.Node, Tensor], *, wanted: Iterable[fx.Node]
+    ) -> dict[fx.Node, Tensor]:
+        """Pull a batch of cotangents back: a = A^T v for k vectors v.
 
-def _load_forward_formulas() -> None:
+        Args:
+            cotangents: v at any nodes, [k, *shape of the value].
+            wanted: The nodes where a is asked for.
+
+        Returns:
+            a, [k, *shape], by node; nodes that no cotangent reaches are missing.
+        """
+        if not cotangents:
+            return {}
+        nodes = [n for n in wanted if n in self._differentiable]
+        found = torch.autograd.grad(
+            [self._differentiable[n] for n in cotangents],
+            [self._differentiable[n] for n in nodes],
+            grad_outputs=[v.to(torch.float64) for v in cotangents.values()],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=True,
+        )
+        return {n: a for n, a in zip(nodes, found, strict=True) if a is not None}
+
+
+def load_forward_formulas() -> None:
     """Let torch load its forward-mode formulas, which it compiles in a way that it deprecates."""
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
@@ -111,7 +136,7 @@ def _output(program: Program) -> Any:
     return next(n for n in program.graph.nodes if n.op == "output").args[0]
 
 
-def _takes_part(node: fx.Node, value: Any) -> bool:
+def takes_part(node: fx.Node, value: Any) -> bool:
     """Real numbers that can change; what was drawn cannot."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return False
@@ -127,7 +152,7 @@ class _Reverse(ProgramInterpreter):
 
     def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         value = super().run_node(node, values)
-        if _takes_part(node, value):
+        if takes_part(node, value):
             if not value.requires_grad:  # a constant, or made of constants only
                 value = value.detach().requires_grad_()
             elif any(value is values.get(p) for p in node.all_input_nodes):
@@ -148,7 +173,7 @@ class _Forward(ProgramInterpreter):
 
     def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         value = super().run_node(node, values)
-        if not _takes_part(node, value):
+        if not takes_part(node, value):
             return value
         primal, tangent = forward_ad.unpack_dual(value)
         added = self._inject(node)

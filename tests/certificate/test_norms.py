@@ -1,0 +1,80 @@
+"""Bounds of the scaled linear map against the map itself, written out as a matrix."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from numgeom.certificate.draws import Draws
+from numgeom.certificate.facts import local_errors
+from numgeom.certificate.norms import ScaledMap
+from numgeom.certificate.probes import LARGEST_GAP, ProbePlan
+from numgeom.certificate.scale import choose_scale
+from numgeom.certificate.structure import pruned
+from numgeom.ops.table import OPS
+from numgeom.recording import record_step
+from numgeom.semantics.tangents import push
+
+
+@pytest.fixture(scope="module")
+def solved():
+    """A small network, its scaled map, and that map as a dense matrix."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 2))
+    step = record_step(model, lambda m, x: m(x).square().sum(), torch.randn(2, 3))
+    program = pruned(step.decompose())
+    facts, _ = local_errors(program, OPS, None)
+    scale = choose_scale(program, facts, OPS, None, Draws(0))
+    solver = ScaledMap(program, facts, scale, None, Draws(1))
+    offsets, size = {}, 0
+    for node, t in scale.columns.items():
+        offsets[node] = size
+        size += t.numel()
+    rows, gradients = {}, {}
+
+    def inject(node, value):
+        if node not in offsets:
+            return None
+        unit = torch.zeros(size, value.numel(), dtype=torch.float64)
+        start = offsets[node]
+        unit[start : start + value.numel()] = torch.diag(scale.columns[node].reshape(-1))
+        return unit.reshape(size, *value.shape)
+
+    def visit(node, e):
+        if node in scale.rows:
+            rows[node] = (e / scale.rows[node]).reshape(size, -1)
+        if node in facts.gradients.values():
+            gradients[node] = e.reshape(size, -1).clone()
+
+    push(program, size, inject, visit)
+    matrix = torch.cat(list(rows.values()), 1).T
+    blocks = {name: gradients[n].T for name, n in facts.gradients.items() if n in gradients}
+    return solver, facts, float(torch.linalg.matrix_norm(matrix, 2)), blocks
+
+
+def test_plain_probes_bound_the_norm_and_every_block(solved):
+    solver, facts, norm, blocks = solved
+    found = solver.probe(20)
+    plan = ProbePlan(20, 0, 1e-9, solver.dimension)
+    assert norm <= plan.bound(found.rows) < 100 * norm
+    assert found.nonlinearity < 1e-12
+    for name in facts.gradients:
+        block = float(torch.linalg.matrix_norm(blocks[name], 2)) if name in blocks else 0.0
+        assert block <= plan.bound(found.blocks[name]) or block == 0.0
+    everything = float(torch.linalg.matrix_norm(torch.cat(list(blocks.values())), 2))
+    assert everything <= plan.bound(found.total)
+
+
+@pytest.mark.parametrize(("probes", "steps"), [(8, 1), (16, 3)])
+def test_power_steps_bound_it_more_sharply(solved, probes, steps):
+    solver, _, norm, _ = solved
+    bound, gap = solver.power(probes, steps, 1e-9)
+    assert norm <= bound < 4 * norm
+    assert gap < LARGEST_GAP
+
+
+def test_fewer_probes_than_the_blocks_need_cost_sharpness_and_not_safety(solved):
+    solver, _, norm, _ = solved
+    bound = ProbePlan(8, 0, 1e-12, solver.dimension).bound(solver.probe(8).rows)
+    assert norm <= bound < math.inf
