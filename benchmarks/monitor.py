@@ -1,8 +1,9 @@
 """What does watching a training run cost, and what one diagnosis?
 
-Two runs of equal steps take turns, one alone and one with `numgeom.Monitor`; the table shows the
-median ratio of their times. The cost of one diagnosis is that of `diagnose_program` on a recorded
-step, in plain steps.
+Runs of equal steps take turns: one alone, one with `numgeom.Monitor` that diagnoses in the
+background, one with a monitor that waits for each diagnosis. The table shows the median ratios of
+their times. The cost of one diagnosis is that of `diagnose_program` on a recorded step, in plain
+steps. Steps that the background process was too busy to look at are counted.
 
     python benchmarks/monitor.py          # writes results/monitor.json
     python benchmarks/monitor.py --quick  # fewer workloads; writes nothing
@@ -20,29 +21,53 @@ from rich.console import Console
 from rich.table import Table
 
 from figures import write_figures
-from numgeom.diagnosis import Monitor, diagnose
+from numgeom.diagnosis import Monitor, WatchedStep, diagnose
 from numgeom.diagnosis.diagnose import diagnose_program
 from numgeom.experiments import EXAMPLES, load_example
 from numgeom.recording import record_step
 
 GOALS = {100: 1.05, 5: 1.5}
 DIAGNOSIS_GOAL = 5.0
-ROUNDS = 3
+ROUNDS = 5
+WAYS = ("background", "waiting")
 
 
-def run(name: str, *, steps: int, every: int | None) -> float:
-    """Seconds of some steps of training; the first one, which is watched, is one of them."""
-    model, loss_fn, batch = load_example(name, seed=0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    monitor = None if every is None else Monitor(model, every=every, on_finding=lambda _: None)
-    gc.collect()
-    start = time.perf_counter()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        with nullcontext() if monitor is None else monitor():
-            loss_fn(model, batch).backward()
-        optimizer.step()
-    return time.perf_counter() - start
+class Run:
+    """A training run of an example, alone or watched."""
+
+    def __init__(self, name: str, *, every: int | None = None, background: bool = False) -> None:
+        self.model, self.loss_fn, self.batch = load_example(name, seed=0)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
+        self.looks = 0
+        self.monitor = None
+        if every is not None:
+            self.monitor = Monitor(
+                self.model, every=every, on_finding=lambda _: None, on_step=self.count,
+                background=background,
+            )  # fmt: skip
+            while not self.looks:  # the process starts once in a run
+                self.step()
+                time.sleep(0.01)
+
+    def count(self, step: WatchedStep) -> None:
+        """Note that a step was looked at."""
+        del step
+        self.looks += 1
+
+    def step(self) -> None:
+        """Train for one step."""
+        self.optimizer.zero_grad()
+        with nullcontext() if self.monitor is None else self.monitor():
+            self.loss_fn(self.model, self.batch).backward()
+        self.optimizer.step()
+
+    def seconds(self, steps: int) -> float:
+        """Time of some steps."""
+        gc.collect()
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        return time.perf_counter() - start
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -50,16 +75,24 @@ def measure(name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     diagnose(*load_example(name, seed=0))  # lazy set-up belongs to no round
     for every in GOALS:
-        ratios = []
-        for _ in range(ROUNDS):
-            plain = run(name, steps=every, every=None)
-            ratios.append(run(name, steps=every, every=every) / plain)
-        found[f"every_{every}_over_plain"] = statistics.median(ratios)
+        alone = Run(name)
+        steps = max(every, 20)
+        for way in WAYS:
+            watched = Run(name, every=every, background=way == "background")
+            ratios, looks = [], watched.looks
+            for _ in range(ROUNDS):
+                plain = alone.seconds(steps)
+                ratios.append(watched.seconds(steps) / plain)
+            found[f"every_{every}_{way}_over_plain"] = statistics.median(ratios)
+            found[f"every_{every}_{way}_looks"] = watched.looks - looks
+            found[f"every_{every}_turns"] = ROUNDS * steps // every
+            if watched.monitor is not None:
+                watched.monitor.wait()
     step = load_example(name, seed=0)
     program = record_step(*step)
     costs = []
     for _ in range(ROUNDS):
-        plain = run(name, steps=10, every=None) / 10
+        plain = Run(name).seconds(10) / 10
         start = time.perf_counter()
         diagnose_program(program)
         costs.append((time.perf_counter() - start) / plain)
@@ -79,10 +112,15 @@ def main() -> None:
     table = Table(title="Cost of watching, times the run alone")
     table.add_column("workload")
     for every, goal in GOALS.items():
-        table.add_column(f"every={every} (goal {goal})", justify="right")
+        table.add_column(f"every={every} in the background (goal {goal})", justify="right")
+        table.add_column(f"every={every}, waiting", justify="right")
     table.add_column(f"one diagnosis, plain steps (goal {DIAGNOSIS_GOAL:g})", justify="right")
     for name, row in found.items():
-        cells = [f"{row[f'every_{every}_over_plain']:.3f}" for every in GOALS]
+        cells = []
+        for every in GOALS:
+            looks = f"{row[f'every_{every}_background_looks']}/{row[f'every_{every}_turns']}"
+            cells.append(f"{row[f'every_{every}_background_over_plain']:.3f} ({looks} looks)")
+            cells.append(f"{row[f'every_{every}_waiting_over_plain']:.3f}")
         table.add_row(name, *cells, f"{row['diagnosis_over_plain_step']:.1f}")
     console = Console()
     console.print(table)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from numgeom.diagnosis import Diagnosis, DiagnosisError, Finding, Kind, Severity, diagnose
 from numgeom.errors import RecordingError
 from numgeom.experiments import load_example
+from numgeom.experiments.gallery import Weights, mlp
 from numgeom.recording import record_step
-from tests.diagnosis.cases import Weights, mlp
 from tests.recording import workloads
 
 

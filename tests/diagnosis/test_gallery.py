@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from numgeom.diagnosis import Diagnosis, Severity, diagnose
-from tests.diagnosis.cases import Case
-from tests.diagnosis.gallery import CASES
+from numgeom.experiments.gallery import CASES, Case
 
 
 def of_defect(case: Case) -> Diagnosis:

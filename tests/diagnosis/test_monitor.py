@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from numgeom.diagnosis import FindingError, FindingWarning, Monitor, WatchedStep, diagnose
+from numgeom.diagnosis import (
+    FindingError,
+    FindingWarning,
+    Monitor,
+    WatchedStep,
+    diagnose,
+    load_kept,
+)
 from numgeom.errors import NumgeomError
-from numgeom.recording import Program
-from tests.diagnosis.cases import mlp
+from numgeom.experiments.gallery import mlp
+from numgeom.recording import Program, record_step
 
 
 def train(monitor: Monitor | None, model: nn.Module, steps: int = 5, bad_at: int = -1) -> None:
@@ -106,3 +115,98 @@ def test_an_error_of_the_step_comes_through() -> None:
 def test_wrong_options_are_a_clear_error(options: dict[str, Any]) -> None:
     with pytest.raises(NumgeomError, match="Monitor"):
         Monitor(fresh(), **options)
+
+
+def test_clipping_on_every_step_is_a_finding_once() -> None:
+    model, seen = fresh(), []
+    monitor = Monitor(model, every=1, on_finding=seen.append)
+    for _ in range(12):
+        model.zero_grad()
+        with monitor():
+            (100 * model(torch.randn(8, 3))).square().mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    (watched,) = seen
+    assert watched.step == 9
+    (finding,) = watched.diagnosis.of("clipping")
+    assert finding.evidence["steps_clipped_in_a_row"] == 10
+    assert finding.evidence["clip_factor"] < 1e-3
+
+
+def test_clipping_now_and_then_is_no_finding() -> None:
+    model = fresh()
+    monitor = Monitor(model, every=1, on_finding="raise")
+    for i in range(12):
+        model.zero_grad()
+        with monitor():
+            model(torch.randn(8, 3)).square().mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3 if i % 4 else 1e3)
+        assert monitor.last is not None
+        assert monitor.last.diagnosis is not None
+        assert (monitor.last.diagnosis.clip_factor < 1) == bool(i % 4)
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+def test_entries_that_are_cut_off_are_clipping_too(foreach: bool) -> None:
+    model = fresh()
+    monitor = Monitor(model, every=1, on_finding="raise")
+    for limit, clips in ((1e-3, True), (1e3, False)):
+        model.zero_grad()
+        with monitor():
+            model(torch.randn(8, 3)).square().mean().backward()
+            largest = max(float(p.grad.abs().max()) for p in model.parameters())
+            nn.utils.clip_grad_value_(model.parameters(), limit, foreach=foreach)
+        assert monitor.last is not None
+        assert monitor.last.diagnosis is not None
+        factor = monitor.last.diagnosis.clip_factor
+        assert factor == pytest.approx(min(1.0, limit / largest))
+        assert bool(monitor.last.diagnosis.of("clipping")) == clips
+
+
+def test_a_kept_step_has_its_batch_and_random_state(tmp_path: Path) -> None:
+    model = fresh()
+    monitor = Monitor(model, every=1, keep=tmp_path, on_finding=lambda _: None)
+    state = torch.get_rng_state()
+    train(monitor, model, steps=1, bad_at=0)
+    assert monitor.last is not None
+    kept = load_kept(monitor.last.program)
+    assert kept.step == 0
+    assert torch.equal(kept.random_state["cpu"], state)
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)) - 1e30
+    given = [t for t in kept.program.constants.values() if t.shape == x.shape]
+    assert any(torch.equal(t, x) for t in given)
+
+
+def test_a_program_that_no_monitor_kept_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "program.pt"
+    record_step(fresh(), lambda m, x: m(x).mean(), torch.ones(2, 3)).save(path)
+    with pytest.raises(NumgeomError, match="not kept by a Monitor"):
+        load_kept(path)
+
+
+RUN = """
+import sys, os, torch
+from torch import nn
+from numgeom.diagnosis import Monitor
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 1))
+monitor = Monitor(model, every=1, history=sys.argv[1], keep=sys.argv[2],
+                  on_finding=lambda step: os._exit(3))
+for i in range(4):
+    with monitor():
+        (model(torch.randn(8, 3)) * (1e30 if i == 2 else 1.0)).square().mean().backward()
+"""
+
+
+def test_after_a_crash_the_history_is_whole_and_the_bad_step_is_reproduced(tmp_path: Path) -> None:
+    history, folder = tmp_path / "history.jsonl", tmp_path / "bad"
+    command = [sys.executable, "-c", RUN, str(history), str(folder)]
+    assert subprocess.run(command, check=False).returncode == 3
+    lines = [json.loads(line) for line in history.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert set(lines[0]["layer_gradient_norms"]) == {"0", "3"}
+    again = subprocess.run(
+        [sys.executable, "-m", "numgeom", "diagnose", lines[-1]["program"], "--json"],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert again.returncode == 1, again.stderr
+    assert json.loads(again.stdout)["findings"] == lines[-1]["diagnosis"]["findings"]

@@ -6,6 +6,7 @@ own; it sees every call once and then says what it found.
 """
 
 from numgeom.diagnosis.diagnose import DiagnosisError, diagnose, diagnose_program
+from numgeom.diagnosis.kept import KeptStep, load_kept
 from numgeom.diagnosis.monitor import FindingError, FindingWarning, Monitor, WatchedStep
 from numgeom.diagnosis.result import Diagnosis, Finding, Kind, Severity
 
@@ -15,10 +16,12 @@ __all__ = [
     "Finding",
     "FindingError",
     "FindingWarning",
+    "KeptStep",
     "Kind",
     "Monitor",
     "Severity",
     "WatchedStep",
     "diagnose",
     "diagnose_program",
+    "load_kept",
 ]

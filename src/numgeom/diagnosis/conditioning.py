@@ -11,7 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from numgeom.diagnosis.directions import direction
+from numgeom.diagnosis.partial import Change, evaluate
 from numgeom.diagnosis.trace import (
+    SAME_ENTRIES,
     Errors,
     Trace,
     ancestors,
@@ -29,6 +32,7 @@ from numgeom.semantics.lockstep import Call, lockstep
 # still be blamed on the problem; it covers the constants of backward error bounds.
 _MARGIN = 20.0
 _STRETCH = 10.0  # of a call that stands out
+_MOVES = SAME_ENTRIES | {"", "expand", "slice", "select", "embedding", "index", "as_strided"}
 _MOVED = frozenset({"parameter", "input", "buffer"})
 
 
@@ -81,6 +85,33 @@ def condition(trace: Trace, *, samples: int = 1) -> Conditioning:
     return Conditioning(max(e.loss for e in found), gradient, u, node, stretch)
 
 
+def exposed_change(trace: Trace) -> float:
+    """Relative change of what the first calls make of exact inputs, when these move by u.
+
+    Everything behind the first rounding shows its conditioning by its own error. Only a call whose
+    inputs are exact can hide a bad condition, so only these are tried; the largest change counts.
+    """
+    u = trace.unit_roundoff
+    exact: set[fx.Node] = set()
+    exposed: list[fx.Node] = []
+    for node in trace.program.graph.nodes:
+        if any(source not in exact for source in node.all_input_nodes):
+            continue
+        seen = trace.observations.get(node)
+        if node.op == "get_attr" or (seen is not None and seen.rel_error == 0.0):
+            exact.add(node)
+        if op_name(node) not in _MOVES and seen is not None and 0.0 < seen.norm < math.inf:
+            exposed.append(node)
+    if not exposed:
+        return 0.0
+    try:
+        still = evaluate(trace.program, exposed, dtype=torch.float64)
+        moved = evaluate(trace.program, exposed, dtype=torch.float64, change=_mover(u, 0))
+    except ReplayError:
+        return math.inf
+    return max(norm(moved[n] - still[n]) / trace.observations[n].norm for n in exposed)
+
+
 def _stretching(trace: Trace) -> tuple[fx.Node | None, float]:
     """The first call that stretches the change by most, and by how much."""
     changes: dict[fx.Node, float] = {}
@@ -107,13 +138,18 @@ def _stretching(trace: Trace) -> tuple[fx.Node | None, float]:
 class _Perturbed(ProgramInterpreter):
     def __init__(self, program: Program, u: float, seed: int) -> None:
         super().__init__(program, dtype=torch.float64)
-        self._u = u
-        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._move = _mover(u, seed)
 
     def constant(self, node: fx.Node) -> Tensor:
-        value = super().constant(node)
+        return self._move(node, super().constant(node))
+
+
+def _mover(u: float, seed: int) -> Change:
+    def move(node: fx.Node, value: Tensor) -> Tensor:
         if node.meta["role"] not in _MOVED or not value.is_floating_point():
             return value
-        noise = torch.randn(value.shape, generator=self._generator, dtype=torch.float64)
+        noise = direction(value, seed).abs_().clamp_max_(1.0)
         # Towards zero, so that probabilities and cosines stay in their interval.
-        return value * (1.0 - self._u * noise.abs().clamp_max(1.0).to(value.device))
+        return torch.addcmul(value, value, noise, value=-u)
+
+    return move

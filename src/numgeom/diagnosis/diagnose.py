@@ -7,11 +7,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from numgeom.diagnosis.clipping import clipping
 from numgeom.diagnosis.depth import DepthDetector
+from numgeom.diagnosis.differences import DifferenceDetector
 from numgeom.diagnosis.digits import DigitsDetector
 from numgeom.diagnosis.formulas import FormulaDetector
+from numgeom.diagnosis.loss_scales import LossScaleDetector
+from numgeom.diagnosis.nondeterminism import NondeterminismDetector
 from numgeom.diagnosis.nonfinite import NonFiniteDetector
+from numgeom.diagnosis.ordering import OrderDetector
 from numgeom.diagnosis.ranges import RangeDetector
+from numgeom.diagnosis.recomputation import RecomputationDetector
 from numgeom.diagnosis.result import Diagnosis, Finding, Kind, Severity
 from numgeom.diagnosis.saturation import SaturationDetector
 from numgeom.diagnosis.surrogates import SurrogateDetector
@@ -79,12 +85,15 @@ def diagnose_program(
     located = [f for f in found if f.op or f.severity is Severity.ERROR]
     if any(f.severity is not Severity.INFO for f in located):
         found = [f for f in found if f.op or f.kind is not Kind.PRECISION_LOSS]
+    clip_factor, clipped = clipping(trace)
+    found += [] if clipped is None else [clipped]
     return Diagnosis(
         tuple(sorted(found, key=_rank)),
         loss_error=trace.errors.loss,
         gradient_error=trace.errors.gradient,
         underflow_share=_underflow_share(trace),
         headroom_binades=_headroom(trace),
+        clip_factor=clip_factor,
         seconds=time.perf_counter() - start,
     )
 
@@ -115,6 +124,11 @@ def all_detectors() -> list[Detector]:
         DigitsDetector(),
         SaturationDetector(),
         DepthDetector(),
+        OrderDetector(),
+        RecomputationDetector(),
+        NondeterminismDetector(),
+        DifferenceDetector(),
+        LossScaleDetector(),
         SurrogateDetector(),
     ]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from numgeom.diagnosis.conditioning import Conditioning, condition
+from numgeom.diagnosis.conditioning import Conditioning, condition, exposed_change
 from numgeom.diagnosis.healing import Healer
 from numgeom.diagnosis.result import Finding, Kind, Severity
 from numgeom.diagnosis.trace import (
@@ -39,7 +39,9 @@ _PAIRWISE = frozenset({"add", "sub", "rsub"})
 _JUMP = 20.0  # relative error out over relative error in (at least u) of a suspect
 _ABSORBED = 0.5  # part of the entries that an addition leaves as they were
 _SENSITIVE = 0.05  # change of the gradients by rounding the inputs, from which on it is told
+_HIDDEN = 0.1  # part of it that the first calls must show, or the conditioning is not measured
 _TRIALS = 16
+_SAMPLE = 4096  # entries
 _CURED = 0.35  # a trial cures if less than this part of the error remains
 
 
@@ -68,8 +70,12 @@ class DigitsDetector:
             return
         left, right = [*values, *(torch.tensor(float(x)) for x in others)]
         y = call.computed
-        kept = ((y.abs() == left.abs()) & (right != 0)) | ((y.abs() == right.abs()) & (left != 0))
-        share = float(kept.double().mean()) if kept.numel() else 0.0
+        if y.numel() > _SAMPLE and y.is_contiguous():  # a sample tells whether a look is worth it
+            part = [t.expand(y.shape).reshape(-1)[:: y.numel() // _SAMPLE] for t in (y, left, right)
+                    if t.dim() == 0 or t.is_contiguous()]  # fmt: skip
+            if len(part) == 3 and _share_kept(*part) < 0.5 * _ABSORBED:
+                return
+        share = _share_kept(y, left, right)
         if share >= _ABSORBED:
             self._absorbing[call.node] = share
 
@@ -80,8 +86,11 @@ class DigitsDetector:
         bad_loss = errors.loss > trace.tolerance
         if not trace.is_finite:
             return
+        limit = max(_SENSITIVE, trace.tolerance)
+        if not (bad_gradient or bad_loss) and exposed_change(trace) < _HIDDEN * limit:
+            return
         known = condition(trace, samples=3 if bad_gradient or bad_loss else 1)
-        if not bad_gradient and known.gradient > max(_SENSITIVE, trace.tolerance):
+        if not bad_gradient and known.gradient > limit:
             yield self._sensitive(trace, known)
         if not (bad_gradient or bad_loss):
             return
@@ -256,6 +265,13 @@ _REMEDIES = {
     Kind.ILL_CONDITIONED: "Use a wider format for data and computation, or change the problem: "
     "shorter horizons, regularisation, better scaled inputs.",
 }
+
+
+def _share_kept(y: Tensor, left: Tensor, right: Tensor) -> float:
+    """Part of the entries of a sum that equal one term although the other is not zero."""
+    y, a, b = y.abs(), left.abs(), right.abs()
+    kept = ((y == a) & (b != 0)) | ((y == b) & (a != 0))
+    return float(kept.double().mean()) if kept.numel() else 0.0
 
 
 def _error(errors: Errors, about: str) -> float:

@@ -28,8 +28,7 @@ from numgeom.diagnosis.trace import (
     phase_of,
     place,
 )
-from numgeom.recording import Program, Replay
-from numgeom.recording.replay import ProgramInterpreter
+from numgeom.recording import Replay
 from numgeom.semantics.lockstep import Call
 
 _SUFFERS = 100.0  # error of the formula's result in units of the format's u
@@ -50,12 +49,18 @@ class FormulaDetector:
     def __init__(self) -> None:
         """Start with nothing seen."""
         self._matches: list[Match] = []
+        self._wanted: frozenset[fx.Node] | None = None
+        self._values: dict[fx.Node, Any] = {}
         self._exponentials: dict[fx.Node, float] = {}
         self._quotients: dict[fx.Node, _Quotient] = {}
         self._poles: list[Match] = []
 
     def see(self, call: Call, seen: Observation | None) -> None:
-        """Recognise formulas in the forward pass."""
+        """Recognise formulas in the forward pass, and keep what their stable forms read."""
+        if self._wanted is None:
+            self._wanted = _wanted(call.node.graph)
+        if call.node in self._wanted:
+            self._values[call.node] = call.computed
         if seen is None or phase_of(call.node) != "forward":
             return
         found = matches(call.node)
@@ -73,7 +78,7 @@ class FormulaDetector:
     def findings(self, trace: Trace) -> Iterator[Finding]:
         """Yield the formulas that are worth replacing, with the trial of their stable form."""
         told: set[tuple[str, str]] = set()
-        values = _values(trace.program, self._matches) if self._matches else {}
+        values, self._values = self._values, {}
         for match in self._matches:
             key = (match.name, place(match.node)["source"])
             if key in told:
@@ -205,12 +210,11 @@ def _guarded(computed: Replay, reference: Replay) -> Errors:
 # -- how wrong the formula's own result is ---------------------------------------------------
 
 
-def _values(program: Program, found: list[Match]) -> dict[fx.Node, Tensor]:
-    """The computed values that the stable forms read, and those of the formulas."""
-    wanted = {node for match in found for node in (match.node, *_read(match))}
-    reader = _Reader(program, wanted)
-    reader.evaluate()
-    return reader.kept
+def _wanted(graph: fx.Graph) -> frozenset[fx.Node]:
+    """The nodes between what the stable forms read and the formulas' results."""
+    forward = [node for node in graph.nodes if op_name(node) and phase_of(node) == "forward"]
+    found = [match for match in map(matches, forward) if match is not None]
+    return frozenset(node for match in found for node in (match.node, *_read(match)))
 
 
 def _read(match: Match) -> set[fx.Node]:
@@ -225,19 +229,6 @@ def _read(match: Match) -> set[fx.Node]:
         if len(seen) > 40:
             break
     return seen
-
-
-class _Reader(ProgramInterpreter):
-    def __init__(self, program: Program, wanted: set[fx.Node]) -> None:
-        super().__init__(program, dtype=None)
-        self._wanted = wanted
-        self.kept: dict[fx.Node, Any] = {}
-
-    def run_node(self, node: fx.Node, values: Any) -> Any:
-        value = super().run_node(node, values)
-        if node in self._wanted:
-            self.kept[node] = value
-        return value
 
 
 def _error_of(match: Match, values: dict[fx.Node, Tensor]) -> float:

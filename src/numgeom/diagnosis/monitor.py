@@ -11,23 +11,31 @@ Every `every`-th step is recorded and diagnosed; the others run as they are. Eac
 line of JSON, written and flushed at once, so that the history survives a crash. The program of a
 step with findings is kept: it holds the parameters, the batch and all random draws, so
 `diagnose(Program.load(path))` finds the same again, anywhere.
+
+A diagnosis takes as long as about ten steps. With `background=True` another process makes it while
+training goes on; what it finds is told at a later step, or by `wait()`.
 """
 
+import atexit
 import json
 import math
+import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import nn
 
-from numgeom.diagnosis.diagnose import diagnose_program
-from numgeom.diagnosis.result import Diagnosis
-from numgeom.diagnosis.trace import norm
+from numgeom.diagnosis.background import Answer, Background
+from numgeom.diagnosis.clipping import ClippingRun
+from numgeom.diagnosis.kept import RandomState, keep_step, random_state
+from numgeom.diagnosis.result import Kind
+from numgeom.diagnosis.watched import Look, WatchedStep
+from numgeom.diagnosis.worker import look
 from numgeom.errors import NumgeomError, RecordingError, ReplayError
 from numgeom.recording import Program, Recording, record
 
@@ -40,40 +48,6 @@ class FindingWarning(UserWarning):
 
 class FindingError(NumgeomError):
     """A watched step has findings, and the monitor was told to raise."""
-
-
-@dataclass(frozen=True)
-class WatchedStep:
-    """One step that a monitor looked at.
-
-    Attributes:
-        step: Number of the step, from 0.
-        diagnosis: What was found; None if the step could not be recorded or replayed.
-        loss: The loss, NaN if unknown.
-        gradient_norms: 2-norm of the gradient, by parameter.
-        problem: Why there is no diagnosis, or "".
-        program: File that holds the step, or "".
-    """
-
-    step: int
-    diagnosis: Diagnosis | None
-    loss: float
-    gradient_norms: Mapping[str, float]
-    problem: str = ""
-    program: str = ""
-
-    def to_document(self) -> dict[str, Any]:
-        """Return the step as it is written to the history."""
-        norms = {name: _plain(size) for name, size in self.gradient_norms.items()}
-        found = None if self.diagnosis is None else self.diagnosis.to_document()
-        return {
-            "step": self.step,
-            "loss": _plain(self.loss),
-            "gradient_norms": norms,
-            "diagnosis": found,
-            "problem": self.problem,
-            "program": self.program,
-        }
 
 
 class Monitor:
@@ -90,6 +64,13 @@ class Monitor:
         on_finding: "warn", "raise", or a function that gets the step.
         on_step: Called with every step that was looked at, such as
             `numgeom.training.TensorBoardSteps`.
+        background: Diagnose in another process, started with the first step that is looked at. A
+            step whose turn comes while that process is busy is not looked at; the next one is
+            taken instead. Findings arrive at a later step or in `wait()`, which is called by
+            itself when Python ends.
+
+    Attributes:
+        last: The last step that was looked at, or None.
     """
 
     def __init__(
@@ -101,6 +82,7 @@ class Monitor:
         keep: str | Path | None = None,
         on_finding: Policy = "warn",
         on_step: Callable[[WatchedStep], None] | None = None,
+        background: bool = False,
     ) -> None:
         """Prepare to watch; nothing is written before the first step."""
         if every < 1:
@@ -117,6 +99,12 @@ class Monitor:
         self._on_step = on_step
         self._step = 0
         self._recording: Recording | None = None
+        self._random_state: RandomState = {}
+        self._clipped = ClippingRun()
+        self._due = False
+        self._background = Background() if background else None
+        if background:
+            atexit.register(_wait_for, weakref.ref(self))
         self.last: WatchedStep | None = None
 
     @contextmanager
@@ -143,12 +131,22 @@ class Monitor:
         if self._recording is not None:
             raise NumgeomError("A watched step has begun already: call monitor.end() first.")
         step, self._step = self._step, self._step + 1
-        if step % self._every == 0:
+        self._due = self._due or step % self._every == 0
+        if self._background is not None:
+            self._take(self._background.answer(wait=False))
+            if self._background.step is not None:
+                return
+        if self._due:
+            self._due = False
+            self._random_state = random_state()
             self._recording = record(self._model)
             self._recording.__enter__()
 
     def end(self) -> WatchedStep | None:
-        """End the step after its backward pass; None if it was not its turn.
+        """End the step after its backward pass.
+
+        Returns:
+            The step; None if it was not its turn, or if it is diagnosed in the background.
 
         Raises:
             FindingError: The step has findings, and the monitor was told to raise.
@@ -159,7 +157,10 @@ class Monitor:
         step = self._step - 1
         try:
             recording.__exit__(None, None, None)
-            watched = self._look(step, recording.program)
+            if self._background is not None:
+                self._background.give(step, recording.program, self._random_state)
+                return None
+            watched = self._see(step, look(recording.program), recording.program)
         except (RecordingError, ReplayError) as error:
             watched = WatchedStep(step, None, math.nan, {}, problem=str(error))
         self._report(watched)
@@ -172,23 +173,55 @@ class Monitor:
             error = RuntimeError("abandoned") if error is None else error
             recording.__exit__(type(error), error, error.__traceback__)
 
-    def _look(self, step: int, program: Program) -> WatchedStep:
-        with torch.random.fork_rng():
-            diagnosis = diagnose_program(program)
-        run = program.recorded
+    def wait(self) -> WatchedStep | None:
+        """Wait for the step that is diagnosed in the background, and end that process.
+
+        Training may go on; the process starts again when it is needed.
+
+        Returns:
+            The last step that was looked at, or None.
+
+        Raises:
+            FindingError: The step has findings, and the monitor was told to raise.
+        """
+        if self._background is not None:
+            answer = self._background.answer(wait=True)
+            try:
+                self._take(answer)
+            finally:
+                self._background.end()
+        return self.last
+
+    def _take(self, answer: tuple[int, Answer] | None) -> None:
+        """Report what the background process says of a step."""
+        if answer is None:
+            return
+        assert self._background is not None
+        step, said = answer
+        if "problem" in said:
+            watched = WatchedStep(step, None, math.nan, {}, problem=said["problem"])
+        else:
+            watched = self._see(step, Look.from_document(said), self._background.file)
+        self._report(watched)
+
+    def _see(self, step: int, found: Look, held: Program | Path) -> WatchedStep:
+        """Count clipped steps, and keep a step with findings."""
+        diagnosis = found.diagnosis
+        clipped = diagnosis.of(Kind.CLIPPING)
+        always = self._clipped.see(diagnosis.clip_factor, clipped[0] if clipped else None)
+        if always is not None:
+            rest = [f for f in diagnosis.findings if f.kind is not Kind.CLIPPING]
+            diagnosis = replace(diagnosis, findings=(always, *rest))
         kept = ""
         if diagnosis and self._keep is not None:
             self._keep.mkdir(parents=True, exist_ok=True)
-            path = self._keep / f"step_{step}.numgeom"
-            program.save(path)
+            path = self._keep / f"step_{step}.pt"
+            if isinstance(held, Path):
+                shutil.copyfile(held, path)
+            else:
+                keep_step(path, held, step=step, state=self._random_state)
             kept = str(path)
-        return WatchedStep(
-            step,
-            diagnosis,
-            math.nan if run.loss is None else float(run.loss),
-            {name: norm(gradient) for name, gradient in run.gradients.items()},
-            program=kept,
-        )
+        return WatchedStep(step, diagnosis, found.loss, found.gradient_norms, program=kept)
 
     def _report(self, watched: WatchedStep) -> None:
         self.last = watched
@@ -215,5 +248,8 @@ class Monitor:
         warnings.warn(text, FindingWarning, stacklevel=4)
 
 
-def _plain(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+def _wait_for(monitor: "weakref.ref[Monitor]") -> None:
+    """At the end of Python: what is still out belongs into the history."""
+    found = monitor()
+    if found is not None:
+        found.wait()

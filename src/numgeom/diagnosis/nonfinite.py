@@ -62,6 +62,8 @@ class NonFiniteDetector:
 
     def findings(self, trace: Trace) -> Iterator[Finding]:
         """Yield the origin, if the loss or a gradient is not finite."""
+        if trace.is_finite:
+            return
         found = first_nonfinite(trace.program, trace.result.reference)
         if found is None:
             return

@@ -5,7 +5,10 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from numgeom.errors import FileFormatError
 
 SCHEMA = "numgeom.diagnosis"
 VERSION = 1
@@ -30,6 +33,11 @@ class Kind(enum.StrEnum):
     UNSTABLE_FORMULA = "unstable-formula"
     LOSS_SCALING = "loss-scaling"
     SURROGATE = "surrogate"
+    ORDER_DEPENDENCE = "order-dependence"
+    RECOMPUTATION = "recomputation"
+    NONDETERMINISM = "nondeterminism"
+    FINITE_DIFFERENCE = "finite-difference"
+    CLIPPING = "clipping"
 
 
 class Severity(enum.StrEnum):
@@ -88,6 +96,27 @@ class Finding:
             "verified": self.verified,
         }
 
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Finding":
+        """Read what `to_document` gave.
+
+        Raises:
+            KeyError: if a field is missing.
+            ValueError: if the kind or the severity is none that is known.
+        """
+        return cls(
+            kind=Kind(document["kind"]),
+            severity=Severity(document["severity"]),
+            op=document["op"],
+            module=document["module"],
+            source=document["source"],
+            phase=document["phase"],
+            evidence={key: _read(value) for key, value in document["evidence"].items()},
+            explanation=document["explanation"],
+            remedy=document["remedy"],
+            verified=document["verified"],
+        )
+
     def __str__(self) -> str:
         """A few lines for a person."""
         place = ", ".join(part for part in (self.module, self.source) if part)
@@ -109,6 +138,7 @@ class Diagnosis:
         findings: The findings, the worst first.
         loss_error: Relative error of the loss against the float64 reference; NaN if unknown.
         gradient_error: The same of all gradients taken as one vector (2-norm).
+        clip_factor: What gradient clipping multiplied the gradients with; NaN if it did not run.
         underflow_share: Part of the entries of all computed values that became zero although the
             reference is not; NaN if unknown.
         headroom_binades: By how many powers of two the largest value may grow before its format
@@ -121,6 +151,7 @@ class Diagnosis:
     gradient_error: float = math.nan
     underflow_share: float = math.nan
     headroom_binades: float = math.nan
+    clip_factor: float = field(default=math.nan, compare=False)
     seconds: float = field(default=0.0, compare=False)
 
     def __bool__(self) -> bool:
@@ -145,6 +176,7 @@ class Diagnosis:
             "gradient_error": _plain(self.gradient_error),
             "underflow_share": _plain(self.underflow_share),
             "headroom_binades": _plain(self.headroom_binades),
+            "clip_factor": _plain(self.clip_factor),
             "seconds": self.seconds,
             "findings": [finding.to_document() for finding in self.findings],
         }
@@ -153,6 +185,48 @@ class Diagnosis:
         """Return the diagnosis as JSON; numbers that are not finite are strings."""
         return json.dumps(self.to_document(), indent=2, allow_nan=False)
 
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Diagnosis":
+        """Read what `to_document` gave.
+
+        Raises:
+            FileFormatError: if it is something else, or damaged.
+        """
+        if (document.get("schema"), document.get("version")) != (SCHEMA, VERSION):
+            raise FileFormatError(f"this is no diagnosis of version {VERSION}")
+        try:
+            findings = tuple(map(Finding.from_document, document["findings"]))
+            return cls(findings, **{key: as_number(document[key]) for key in _NUMBERS})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(f"this diagnosis is damaged ({error!r})") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json` to a file.
+
+        Raises:
+            FileFormatError: if the file cannot be written.
+        """
+        try:
+            Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise FileFormatError(f"{path} cannot be written: {error.strerror}.") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Diagnosis":
+        """Read what `save` wrote.
+
+        Raises:
+            FileFormatError: if the file is not there, or holds something else.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FileFormatError(f"{path} cannot be read as JSON: {error}.") from error
+        try:
+            return cls.from_document(document if isinstance(document, dict) else {})
+        except FileFormatError as error:
+            raise FileFormatError(f"{path}: {error}.") from error
+
     def __str__(self) -> str:
         """Everything, for a person."""
         errors = f"relative error: loss {self.loss_error:.1e}, gradient {self.gradient_error:.1e}"
@@ -160,6 +234,22 @@ class Diagnosis:
             return f"No findings ({errors})."
         count = "1 finding" if len(self.findings) == 1 else f"{len(self.findings)} findings"
         return "\n\n".join([f"{count} ({errors}).", *map(str, self.findings)])
+
+
+_NUMBERS = (
+    "loss_error", "gradient_error", "underflow_share", "headroom_binades", "clip_factor", "seconds",
+)  # fmt: skip
+
+
+def as_number(value: float | str) -> float:
+    """A number as a file holds it; infinities and NaN are strings there."""
+    return float(value)
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_read(item) for item in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value
 
 
 def _plain(value: Any) -> Any:

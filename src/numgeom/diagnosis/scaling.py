@@ -45,10 +45,15 @@ def try_loss_scale(trace: Trace) -> ScaleTrial | None:
     exponent = min(_LARGEST_EXPONENT, math.floor(math.log2(room)))
     if exponent < 1:
         return None
-    scaled = _Scaled(trace.program, seeds, 2.0**exponent).evaluate()
-    back = {n: g.double() / 2.0**exponent for n, g in scaled.gradients.items()}
+    return try_scale(trace, 2.0**exponent)
+
+
+def try_scale(trace: Trace, scale: float) -> ScaleTrial:
+    """Run the step with the first cotangents times `scale`, a power of two."""
+    scaled = _Scaled(trace.program, loss_seeds(trace.program), scale).evaluate()
+    back = {n: g.double() / scale for n, g in scaled.gradients.items()}
     after = compare(Replay(back, scaled.loss), trace.result.reference)
-    return ScaleTrial(2.0**exponent, trace.errors.of_gradients, after.of_gradients)
+    return ScaleTrial(scale, trace.errors.of_gradients, after.of_gradients)
 
 
 def loss_seeds(program: Program) -> frozenset[fx.Node]:

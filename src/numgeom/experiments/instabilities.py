@@ -8,7 +8,7 @@ raises at a NaN in the backward pass.
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from numgeom.experiments.confusion import confusion
 from numgeom.experiments.data import load_digits
+from numgeom.experiments.gallery import CASES, Case
 from numgeom.experiments.plots import draw
 from numgeom.experiments.reproduction import Cell, Outcome, Settings, Table, circumstances
 
@@ -149,12 +151,18 @@ INJECTIONS = (
 )
 
 
-def instabilities(settings: Settings, *, names: tuple[str, ...] | None = None) -> Outcome:
+def instabilities(
+    settings: Settings,
+    *,
+    names: tuple[str, ...] | None = None,
+    cases: Sequence[Case] = CASES,
+) -> Outcome:
     """Inject every defect at several places of several networks, and count what is found.
 
     Args:
         settings: The large scale tries ten networks per defect instead of three.
         names: Defects to inject; None for all.
+        cases: The gallery of whole programs beside them.
     """
     chosen = [each for each in INJECTIONS if names is None or each.name in names]
     trials = 3 if settings.is_small else 10
@@ -178,15 +186,26 @@ def instabilities(settings: Settings, *, names: tuple[str, ...] | None = None) -
         "false alarms: diagnosis", "norm threshold", "anomaly mode",
     )  # fmt: skip
     share = total[1] / total[0] if total[0] else math.nan
+    matrix = confusion(cases, seed=settings.seed, progress=settings.progress)
+    whole = dict(zip(matrix.columns, matrix.rows[-1], strict=True))
     return Outcome(
         name="instabilities",
         title="Injected instabilities that are found",
-        tables=(Table("Steps with a defect, and their healthy twins", columns, tuple(rows)),),
+        tables=(
+            Table("Steps with a defect, and their healthy twins", columns, tuple(rows)),
+            matrix,
+        ),
         plots=(_plot(rows),),
-        facts={"detected_share": share, "false_alarm_share": total[4] / max(total[0], 1)},
+        facts={
+            "detected_share": share,
+            "false_alarm_share": total[4] / max(total[0], 1),
+            "gallery_programs": whole["programs"],
+            "gallery_found": whole["right kind and op"],
+            "gallery_twins_with_findings": whole["twins with findings"],
+        },
         notes=(
             "A defect counts as found by the diagnosis only if one of the kinds that it can show "
-            "itself as is reported above info.",
+            "itself as is reported above info, in the gallery also only at the right operation.",
         ),
         data=(load_digits().stamp,),
         circumstances=circumstances(settings),

@@ -59,3 +59,9 @@ class Watch:
         """Forget a step that never ended."""
         if self.monitor is not None:
             self.monitor.abandon()
+
+    def finish(self) -> None:
+        """End the run: what is still diagnosed in the background is waited for."""
+        if self.monitor is not None:
+            self.monitor.abandon()
+            self.monitor.wait()

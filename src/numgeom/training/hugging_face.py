@@ -12,7 +12,8 @@ def hugging_face_callback(**options: Any) -> Any:
     changes the parameters: all its forward and backward passes, and gradient clipping.
 
     Args:
-        **options: Of `numgeom.Monitor`: every, history, keep, on_finding, on_step.
+        **options: Of `numgeom.Monitor`: every, history, keep, on_finding, on_step,
+            background.
 
     Returns:
         A `transformers.TrainerCallback`; its `watch.monitor.last` is the last step looked at.
@@ -43,6 +44,6 @@ def hugging_face_callback(**options: Any) -> Any:
 
         def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             del args, state, control, given
-            self.watch.abandon()
+            self.watch.finish()
 
     return NumgeomCallback()

@@ -12,7 +12,8 @@ def lightning_callback(**options: Any) -> Any:
     not. With accumulated gradients every batch counts as a step.
 
     Args:
-        **options: Of `numgeom.Monitor`: every, history, keep, on_finding, on_step.
+        **options: Of `numgeom.Monitor`: every, history, keep, on_finding, on_step,
+            background.
 
     Returns:
         A `lightning.Callback`; its `watch.monitor.last` is the last step that was looked at.
@@ -43,6 +44,10 @@ def lightning_callback(**options: Any) -> Any:
         def on_train_batch_end(self, *rest: Any) -> None:
             del rest
             self.watch.abandon()  # a batch without a backward pass
+
+        def on_train_end(self, *rest: Any) -> None:
+            del rest
+            self.watch.finish()
 
         def on_exception(self, *rest: Any) -> None:
             del rest

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.diagnosis.cases import (
+from numgeom.experiments.gallery.case import (
     HALF,
     Case,
     Gallery,
@@ -58,7 +58,7 @@ def _small_targets(bad: bool) -> Step:
 def _pushed(activation: type[nn.Module], push: float, batch: int = 16) -> Step:
     model = mlp(6, 12, 12, 3, activation=activation)
     with torch.no_grad():
-        model[2].bias.add_(push)
+        dict(model.named_parameters())["2.bias"].add_(push)
     return model, lambda m, x: m(x).square().mean(), torch.randn(batch, 6)
 
 
@@ -121,7 +121,7 @@ def _explode(bad: bool) -> Step:
     return model, lambda m, x: m(x).square().mean(), torch.randn(16, 16)
 
 
-class Recurrence(nn.Module):
+class _Recurrence(nn.Module):
     """A plain recurrence without inputs after the first step."""
 
     def __init__(self, gain: float, steps: int) -> None:
@@ -141,7 +141,7 @@ class Recurrence(nn.Module):
 @GRADIENTS.case("recurrence-vanishes", "vanishing", "mm")
 def _rnn_vanishes(bad: bool) -> Step:
     return (
-        Recurrence(0.5 if bad else 1.0, 30),
+        _Recurrence(0.5 if bad else 1.0, 30),
         lambda m, x: m(x).square().mean(),
         torch.randn(6, 4),
     )
@@ -150,16 +150,16 @@ def _rnn_vanishes(bad: bool) -> Step:
 @GRADIENTS.case("recurrence-explodes", "exploding", "mm")
 def _rnn_explodes(bad: bool) -> Step:
     return (
-        Recurrence(1.6 if bad else 1.0, 30),
+        _Recurrence(1.6 if bad else 1.0, 30),
         lambda m, x: m(x).mean(),
         torch.randn(6, 4),
     )
 
 
-class Sequence(nn.Module):
+class _Sequence(nn.Module):
     """A recurrent layer of torch; only the last step is used."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: type[nn.RNN | nn.LSTM]) -> None:
         super().__init__()
         self.layer = kind(4, 8, batch_first=True)
 
@@ -170,7 +170,7 @@ class Sequence(nn.Module):
 @GRADIENTS.case("torch-rnn-vanishes", "vanishing", "mm")
 def _torch_rnn(bad: bool) -> Step:
     x = torch.randn(3, 40 if bad else 4, 4)
-    return Sequence(nn.RNN), lambda m, x: m(x).square().mean(), x
+    return _Sequence(nn.RNN), lambda m, x: m(x).square().mean(), x
 
 
 @GRADIENTS.case("chaotic-map", "exploding ill-conditioned", "mul sub")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.diagnosis.cases import (
+from numgeom.experiments.gallery.case import (
     BRAIN,
     Gallery,
     Step,
@@ -67,7 +67,7 @@ DIGITS.on_weights("finite-difference-in-the-loss", "cancellation", "sub", grid(0
 
 @DIGITS.case("physics-residual-by-differences", "cancellation", "sub add")
 def _physics(bad: bool) -> Step:
-    """u'' + u = 0 on a grid; second differences with a step that is far too small."""
+    """U'' + u = 0 on a grid; second differences with a step that is far too small."""
     h = 1e-3 if bad else 0.3
 
     def loss(model: nn.Module, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def _contrastive(bad: bool) -> Step:
     return mlp(6, 16, 8), loss, torch.randn(8, 6)
 
 
-class Encoder(nn.Module):
+class _Encoder(nn.Module):
     """Mean and log-variance of a code; the decoder is linear."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Encoder(nn.Module):
 
 @DIGITS.case("vae-unbounded-log-variance", "overflow", "exp")
 def _vae(bad: bool) -> Step:
-    model = Encoder()
+    model = _Encoder()
     with torch.no_grad():
         model.body.bias[4:] = 100.0
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 Step = tuple[nn.Module, Callable[[Any, Any], Tensor], Any]
 HALF, BRAIN = torch.float16, torch.bfloat16
+FORMATS = (torch.float32, HALF, BRAIN)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Gallery(list[Case]):
 
 
 def mlp(*widths: int, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
+    """Linear layers of these widths with an activation between them."""
     layers: list[nn.Module] = []
     for a, b in zip(widths, widths[1:], strict=False):
         layers += [nn.Linear(a, b), activation()]
@@ -73,4 +75,5 @@ def mlp(*widths: int, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
 
 
 def grid(low: float, high: float, n: int = 16) -> Tensor:
+    """Points at equal distances, both ends included."""
     return torch.linspace(low, high, n)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.diagnosis.cases import (
+from numgeom.experiments.gallery.case import (
     HALF,
     Gallery,
     Step,
@@ -83,7 +83,7 @@ def _nan_parameter(bad: bool) -> Step:
     model = mlp(3, 4, 1)
     if bad:
         with torch.no_grad():
-            model[2].weight[0, 0] = math.nan
+            dict(model.named_parameters())["2.weight"][0, 0] = math.nan
     return model, lambda m, x: m(x).square().mean(), torch.randn(5, 3)
 
 
@@ -102,7 +102,7 @@ def _empty(bad: bool) -> Step:
     return mlp(3, 4, 1), lambda m, x: m(x)[x[:, 0] > limit].square().mean(), x
 
 
-class Attention(nn.Module):
+class _Attention(nn.Module):
     """One head, written out."""
 
     def __init__(self, width: int, *, scale: float = 1.0, masked_row: bool = False) -> None:
@@ -122,7 +122,7 @@ class Attention(nn.Module):
 @VALUES.case("attention-row-masked-whole", "domain", "softmax")
 def _masked_attention(bad: bool) -> Step:
     return (
-        Attention(8, scale=8**-0.5, masked_row=bad),
+        _Attention(8, scale=8**-0.5, masked_row=bad),
         lambda m, x: m(x).square().mean(),
         torch.randn(2, 6, 8),
     )
@@ -131,7 +131,7 @@ def _masked_attention(bad: bool) -> Step:
 @VALUES.case("attention-one-hot", "saturation", "softmax")
 def _sharp_attention(bad: bool) -> Step:
     return (
-        Attention(16, scale=200.0 if bad else 0.25),
+        _Attention(16, scale=200.0 if bad else 0.25),
         lambda m, x: m(x).square().mean(),
         torch.randn(2, 8, 16),
     )
@@ -139,7 +139,7 @@ def _sharp_attention(bad: bool) -> Step:
 
 @VALUES.case("attention-overflow-in-half", "overflow", "mm matmul mul")
 def _half_attention(bad: bool) -> Step:
-    model = Attention(8, scale=8**-0.5)
+    model = _Attention(8, scale=8**-0.5)
     with torch.no_grad():
         for layer in (model.query, model.key):
             layer.weight.fill_(20.0 if bad else 0.1)
