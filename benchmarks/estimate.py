@@ -1,32 +1,28 @@
-"""Are predicted rounding errors those that are observed, and do precision plans hold?
+"""Are predicted rounding errors those that are observed, and what does a prediction cost?
 
-Four parts, each with its own table:
+Three parts, each with its own table:
 
 kernels    what a kernel does inside, modelled over measured (float32 against float64)
-accuracy   predicted over observed error of the gradient, total and per parameter tensor, for every
-           built-in example and tiny transformers model, in float32 and under autocast to 16 bits;
-           observed is the recorded gradient against its float64 replay
-cost       seconds of an estimate and of its sources over those of a plain step
-plans      plans for six models and four tolerances, verified on a batch that they were not made on
+accuracy   predicted over observed error of the gradient, total and per parameter tensor of more
+           than 1,000 entries, for every built-in example and tiny transformers model, in float32
+           and under autocast to 16 bits; observed: the recorded gradient against float64
+cost       seconds of an estimate and of its sources over those of a plain step, alternating,
+           medians; GPT of width 256 with 4 layers on 128 tokens
 
     python benchmarks/estimate.py                     # writes results/estimate.json
     python benchmarks/estimate.py --parts accuracy
+    python benchmarks/estimate.py --quick             # fewer models; writes nothing
 """
 
 import argparse
 import math
-import os
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing is downloaded
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # the tests' tiny models
 
 import torch
 from rich.console import Console
@@ -34,30 +30,28 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from figures import write_figures
-from numgeom.experiments import EXAMPLES, load_example
-from numgeom.experiments.models import GPT, LeNet5
-from numgeom.precision import PrecisionError, estimate, plan_precision
+from numgeom.precision import estimate
 from numgeom.precision.kernels import kernel_of
-from numgeom.recording import Program, record, record_step
+from numgeom.recording import record_step
 from numgeom.results.accuracy import measure, total
-from tests.recording.workloads import WORKLOADS, build
+from tiny_models import Model, examples, transformers_models, wide_gpt
 
-PARTS = ("kernels", "accuracy", "cost", "plans")
+PARTS = ("kernels", "accuracy", "cost")
 FORMATS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOLERANCES = (1e-1, 3e-2, 1e-2, 1e-3)
 LARGE = 1000
 U = 2.0**-24
-SAMPLES = 3
+SAMPLES = 2
+REPEATS = 5
 
 
 # -- kernels -------------------------------------------------------------------------------
 
 
-def kernels() -> dict[str, float]:
+def kernels(quick: bool) -> dict[str, float]:
     """Modelled over measured error, root mean square over all entries, by kernel and size."""
     found = {}
     for signs in ("random", "one"):
-        for k in (8, 64, 512, 4096):
+        for k in (8, 512) if quick else (8, 64, 512, 4096):
             a, b = torch.randn(48, k), torch.randn(k, 40)
             a, b = (a.abs(), b.abs()) if signs == "one" else (a, b)
             found[f"mm, k = {k}, {signs} signs"] = kernel_ratio("mm", torch.mm, a, b)
@@ -93,136 +87,114 @@ def kernel_ratio(name: str, kernel: Callable[..., Any], *args: Any) -> float:
 # -- accuracy ------------------------------------------------------------------------------
 
 
-def programs(dtype: torch.dtype | None) -> Iterator[tuple[str, Program]]:
-    """The built-in examples and the tiny transformers models, recorded in a format."""
-    for name in EXAMPLES:
-        model, loss_fn, batch = load_example(name, seed=0, batch_size=16)
+def models(quick: bool) -> Iterator[Model]:
+    """All that predictions are tried on."""
+    yield from examples()
+    yield from transformers_models(quick=quick)
+
+
+def accuracy(quick: bool) -> dict[str, Any]:
+    """Predicted over observed, by format and model."""
+    return {fmt: accuracy_in(fmt, dtype, quick) for fmt, dtype in FORMATS.items()}
+
+
+def accuracy_in(fmt: str, dtype: torch.dtype | None, quick: bool) -> dict[str, Any]:
+    """Predicted over observed in one format."""
+    rows: dict[str, float] = {}
+    tensors: list[float] = []
+    inside = []
+    for name, model, loss_fn, batch in models(quick):
 
         def under(model: nn.Module, batch: Any, loss_fn: Any = loss_fn) -> Tensor:
             with torch.autocast("cpu", dtype) if dtype else nullcontext():
                 return loss_fn(model, batch)
 
-        yield name, record_step(model, under, batch)
-    for name in WORKLOADS:
-        if name.startswith("hf-"):
-            model, step = build(name)
-            with (
-                record(model) as recording,
-                torch.autocast("cpu", dtype) if dtype else nullcontext(),
-            ):
-                step()
-            yield name, recording.program
+        program = record_step(model, under, batch)
+        predicted = estimate(program, samples=SAMPLES)
+        reference = program.replay().gradients
+        observed = [measure(n, g, reference[n]) for n, g in program.recorded.gradients.items()]
+        whole = total(observed).observed_error
+        rows[name] = predicted.total.predicted_error / whole
+        inside.append(predicted.total.interval[0] <= whole <= predicted.total.interval[1])
+        tensors += [
+            predicted.parameters[row.name].predicted_error / row.observed_error
+            for row in observed
+            if row.entries > LARGE and row.observed_error > 0.0
+        ]
+        print(f"{fmt:9s} {name:18s} {whole:.2e} {rows[name]:5.2f}", file=sys.stderr)
+    return {
+        "predicted_over_observed": rows,
+        "quantiles_0_25_50_75_100": quantiles(list(rows.values())),
+        "share_within_2": sum(0.5 <= r <= 2 for r in rows.values()) / len(rows),
+        "share_of_intervals_that_cover": sum(inside) / len(inside),
+        "spread_log": statistics.pstdev(math.log(r) for r in rows.values()),
+        "tensors": len(tensors),
+        "tensors_share_within_3": sum(1 / 3 <= r <= 3 for r in tensors) / len(tensors),
+        "tensors_quantiles_0_25_50_75_100": quantiles(tensors),
+    }
 
 
-def accuracy() -> dict[str, Any]:
-    """Predicted over observed, by format and workload."""
-    found: dict[str, Any] = {}
-    for fmt, dtype in FORMATS.items():
-        rows, tensors, inside = {}, [], []
-        for name, program in programs(dtype):
-            predicted = estimate(program, samples=SAMPLES)
-            reference = program.replay().gradients
-            observed = [measure(n, g, reference[n]) for n, g in program.recorded.gradients.items()]
-            whole = total(observed).observed_error
-            rows[name] = predicted.total.predicted_error / whole
-            inside.append(predicted.total.interval[0] <= whole <= predicted.total.interval[1])
-            tensors += [
-                predicted.parameters[row.name].predicted_error / row.observed_error
-                for row in observed
-                if row.entries > LARGE and row.observed_error > 0.0
-            ]
-            print(f"{fmt:9s} {name:18s} {whole:.2e} {rows[name]:5.2f}", file=sys.stderr)
-        found[fmt] = {
-            "predicted_over_observed": rows,
-            "within_2": sum(0.5 <= r <= 2 for r in rows.values()) / len(rows),
-            "interval_covers": sum(inside) / len(inside),
-            "spread": statistics.pstdev(math.log(r) for r in rows.values()),
-            "median": statistics.median(rows.values()),
-            "tensors": len(tensors),
-            "tensors_within_3": sum(1 / 3 <= r <= 3 for r in tensors) / len(tensors),
-            "tensor_quantiles_5_50_95": [sorted(tensors)[int(q * (len(tensors) - 1))]
-                                         for q in (0.05, 0.5, 0.95)],
-        }  # fmt: skip
-    return found
+def quantiles(values: list[float]) -> list[float]:
+    """Least, quartiles, largest."""
+    ordered = sorted(values)
+    return [ordered[round(q * (len(ordered) - 1))] for q in (0.0, 0.25, 0.5, 0.75, 1.0)]
 
 
 # -- cost ----------------------------------------------------------------------------------
 
 
-def cost() -> dict[str, float]:
-    """Seconds over those of a plain step, for a GPT of width 256 with 4 layers."""
-    torch.manual_seed(0)
-    model = GPT(100, 128, width=256, depth=4, heads=8)
-    tokens, targets = torch.randint(0, 100, (2, 4, 128))
+def cost(quick: bool) -> dict[str, Any]:
+    """Seconds over those of a plain step."""
+    return {each.name: cost_of(each, quick) for each in map(wide_gpt, (1, 4))}
 
-    def loss_fn(model: nn.Module, batch: Any) -> Tensor:
-        return nn.functional.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())
+
+def cost_of(subject: Model, quick: bool) -> dict[str, float]:
+    """Estimates, recording included, as the model runs and under autocast; and sources."""
+    _, model, loss_fn, batch = subject
 
     def plain() -> None:
-        loss_fn(model, (tokens, targets)).backward()
+        model.zero_grad()
+        loss_fn(model, batch).backward()
 
-    plain()
-    step = min(seconds(plain) for _ in range(5))
-    start = time.perf_counter()
-    found = estimate(model, loss_fn, (tokens, targets), samples=2)
-    estimated = time.perf_counter() - start
+    def low() -> None:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_fn(model, batch)
+        loss.backward()
+
+    def made(**options: Any) -> Callable[[], Any]:
+        return lambda: estimate(model, loss_fn, batch, samples=2, **options)
+
+    repeats = 2 if quick else REPEATS
+    found = estimate(model, loss_fn, batch)
     return {
-        "plain_step_seconds": step,
-        "estimate_2_samples_over_plain": estimated / step,
-        "sources_over_plain": seconds(found.sources) / step,
-        "plan_over_plain": seconds(
-            lambda: plan_precision(model, loss_fn, (tokens, targets), tolerance=1e-2)
-        )
-        / step,
+        "plain_step_seconds": statistics.median(seconds(plain) for _ in range(5)),
+        "estimate_2_samples_over_plain": ratio(made(), plain, repeats),
+        "estimate_2_samples_tf32_over_plain": ratio(made(format="tf32"), plain, repeats),
+        "estimate_2_samples_bfloat16_over_plain": ratio(made(format="bfloat16"), plain, 2),
+        "estimate_2_samples_bfloat16_over_plain_in_bfloat16": ratio(
+            made(format="bfloat16"), low, 2
+        ),
+        "sources_over_plain": ratio(lambda: found._found.clear() or found.sources(), plain, 2),
     }
 
 
+def ratio(action: Callable[[], Any], plain: Callable[[], Any], repeats: int) -> float:
+    """Median of seconds over those of the plain steps just before and after."""
+    plain()
+    found = []
+    for _ in range(repeats):
+        before = seconds(plain)
+        taken = seconds(action)
+        found.append(2.0 * taken / (before + seconds(plain)))
+    return statistics.median(found)
+
+
 def seconds(action: Callable[[], Any]) -> float:
-    """Wall time of one run."""
-    start = time.perf_counter()
+    """Processor time of one run in one thread: other work on the machine does not count."""
+    start = time.process_time()
     action()
-    return time.perf_counter() - start
-
-
-# -- plans ---------------------------------------------------------------------------------
-
-
-def plan_models() -> Iterator[tuple[str, nn.Module, Any, Any, Any]]:
-    """Name, model, loss, a batch to plan on and one to verify on."""
-    for name in EXAMPLES:
-        model, loss_fn, batch = load_example(name, batch_size=16)
-        yield name, model, loss_fn, batch, load_example(name, seed=1, batch_size=16).batch
-    _, loss_fn, batch = load_example("digits-lenet", batch_size=16)
-    torch.manual_seed(0)
-    model = LeNet5(10, batch_norm=True)
-    other = load_example("digits-lenet", seed=1, batch_size=16).batch
-    yield "digits-lenet with batch norm", model, loss_fn, batch, other
-
-
-def plans() -> dict[str, Any]:
-    """Whether plans hold, and how much they put into low precision."""
-    rows = []
-    for name, model, loss_fn, batch, other in plan_models():
-        for tolerance in TOLERANCES:
-            row: dict[str, Any] = {"model": name, "tolerance": tolerance}
-            try:
-                plan = plan_precision(
-                    model,
-                    loss_fn,
-                    batch,
-                    tolerance=tolerance,
-                    formats=("bfloat16", "float16", "float32"),
-                )
-            except PrecisionError as error:
-                rows.append({**row, "holds": None, "reason": str(error)})
-                continue
-            found = plan.verify(other)
-            row |= {"holds": found.holds, "share": plan.low_precision_share}
-            row |= {"predicted": plan.predicted_error, "measured": found.measured_error}
-            rows.append(row)
-            print(row, file=sys.stderr)
-    made = [row for row in rows if row["holds"] is not None]
-    return {"rows": rows, "plans": len(made), "hold": sum(r["holds"] for r in made) / len(made)}
+    return time.process_time() - start
 
 
 # -- report --------------------------------------------------------------------------------
@@ -238,6 +210,8 @@ def table(title: str, figures: Any) -> Table:
                 add(f"{prefix}{'  ' if prefix else ''}{key}", item)
         elif isinstance(value, float):
             result.add_row(prefix, f"{value:.3g}")
+        elif isinstance(value, list):
+            result.add_row(prefix, "  ".join(f"{item:.3g}" for item in value))
         else:
             result.add_row(prefix, str(value))
 
@@ -249,17 +223,18 @@ def main() -> None:
     """Measure, print the tables, and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--quick", action="store_true", help="fewer models, nothing written")
     options = parser.parse_args()
     # A layer norm in 16 bits with weights in float32: autocast makes it, and the kernel says so.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    makers = {"kernels": kernels, "accuracy": accuracy, "cost": cost, "plans": plans}
+    makers = {"kernels": kernels, "accuracy": accuracy, "cost": cost}
     figures: dict[str, Any] = {}
     for part in options.parts:
-        figures[part] = makers[part]()
+        figures[part] = makers[part](options.quick)
         Console(width=120).print(table(part, figures[part]))
-    if set(options.parts) == set(PARTS):  # a part would overwrite the whole
+    if set(options.parts) == set(PARTS) and not options.quick:  # a part would overwrite the whole
         print("written:", write_figures("estimate", figures, threads=1))
 
 

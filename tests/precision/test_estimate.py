@@ -12,6 +12,7 @@ from numgeom.certificate import Guarantee
 from numgeom.errors import RecordingError
 from numgeom.experiments import load_example
 from numgeom.precision import PrecisionError, estimate
+from numgeom.precision.regions import formats_applied
 from numgeom.recording import Program, record, record_step
 from numgeom.results.accuracy import GradientAccuracy, measure, total
 from tests.recording.workloads import build
@@ -64,6 +65,39 @@ def test_errors_under_autocast_are_predicted_from_the_model(name: str) -> None:
         1 / 3 < found.parameters[n].predicted_error / errors[n].observed_error < 3 for n in large
     ]
     assert sum(good) >= 0.95 * len(good) > 0
+
+
+MIXED = (
+    {"layers.0": "bfloat16", "layers.4": "float16"},
+    {"layers": "tf32"},
+    {"layers.0": "float8_e4m3fn", "layers.2": "tf32", "layers.4": "bfloat16"},
+    {"": "float8_e5m2", "layers.2": "float32"},
+)
+
+
+@pytest.mark.parametrize("formats", MIXED, ids=lambda formats: "-".join(formats.values()))
+def test_errors_of_any_assignment_are_predicted(formats: dict[str, str]) -> None:
+    model, loss_fn, batch = load_example("digits-mlp-deep", batch_size=16)
+    found = estimate(model, loss_fn, batch, format=formats).total.predicted_error
+    exact = record_step(model, loss_fn, batch).replay().gradients
+    with formats_applied(model, formats):
+        run = record_step(model, loss_fn, batch).recorded.gradients
+    rows = [measure(n, g, exact[n]) for n, g in run.items()]
+    assert 0.5 < found / total(rows).observed_error < 2.0
+
+
+def test_an_assignment_needs_a_model_that_has_its_modules() -> None:
+    model, loss_fn, batch = load_example("digits-mlp", batch_size=4)
+    assert (
+        "as assigned (1 x bfloat16)"
+        in estimate(model, loss_fn, batch, format={"layers.0": "bfloat16"}).formats
+    )
+    with pytest.raises(PrecisionError, match="no module 'head'"):
+        estimate(model, loss_fn, batch, format={"head": "bfloat16"})
+    with pytest.raises(FormatError, match="Known formats"):
+        estimate(model, loss_fn, batch, format={"layers.0": "bf16"})
+    with pytest.raises(PrecisionError, match="need the model"):
+        estimate(record_step(model, loss_fn, batch), format={"layers.0": "bfloat16"})
 
 
 def test_a_kink_crossing_is_seen_where_first_order_is_blind() -> None:

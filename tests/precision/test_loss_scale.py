@@ -1,12 +1,14 @@
 """Does the recommended scale keep the backward pass in the format's range?"""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
 from numgeom.experiments import load_example
-from numgeom.precision import recommend_loss_scale
-from numgeom.precision.loss_scale import HEADROOM, backward_exponents
+from numgeom.precision import LossScale, recommend_loss_scale
+from numgeom.precision.loss_scale import HEADROOM, ExponentCount, backward_exponents
 from numgeom.recording import Program, record_step
 
 
@@ -63,3 +65,18 @@ def test_a_language_model_needs_one_in_float16_only() -> None:
     found = recommend_loss_scale(record_step(*load_example("text-gpt", batch_size=2)))
     assert found.needed
     assert "In bfloat16 none is needed" in str(found)
+
+
+def test_the_advice_says_how_to_set_up_a_scaler_and_survives_a_file() -> None:
+    found = recommend_loss_scale(program(2.0**-24))
+    assert f"GradScaler(init_scale={found.scale:g}, growth_interval=2000)" in str(found)
+    assert LossScale.from_document(json.loads(json.dumps(found.to_document()))) == found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exponents_are_those_of_the_values(dtype: torch.dtype) -> None:
+    values = torch.tensor([0.0, 1.0, -1.5, 2.0**-20, 3.0, torch.inf, torch.nan, -0.0], dtype=dtype)
+    count = ExponentCount()
+    node = next(iter(n for n in program(1.0).calls if n.meta["call"].phase == "backward"))
+    count(node, [values.view(2, 4).T, None])
+    assert count.found == {0: 2, -20: 1, 1: 1}

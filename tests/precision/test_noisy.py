@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from numgeom.arithmetic.formats import float8_e4m3fn, tf32
 from numgeom.precision.estimate import contractions_in
-from numgeom.precision.noisy import NoisyReplay, difference, gradients_of, op_name, round_operand
+from numgeom.precision.noisy import NoisyReplay, difference, gradients_of, op_name
+from numgeom.precision.rounding import round_operand
 from numgeom.recording import Program, record, record_step
 from tests.recording.workloads import build
 

@@ -56,6 +56,23 @@ def test_autocast_ends_when_a_module_raises() -> None:
 
 def test_all_that_does_not_fit_is_named() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
-    formats = {"7": "bfloat16", "0": "tf32"}
-    with pytest.raises(PrecisionError, match=r"no module '7'.*no kernels for 'tf32'"):
+    formats = {"7": "bfloat16", "0": "float64"}
+    with pytest.raises(PrecisionError, match=r"no module '7'.*'float64' is none of"):
         formats_applied(model, formats).__enter__()
+
+
+def test_convolutions_may_be_called_by_keywords() -> None:
+    class Convolution(nn.Conv1d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.conv1d(x, weight=self.weight, bias=self.bias)
+
+    torch.manual_seed(0)
+    plain, named = nn.Sequential(nn.Conv1d(3, 5, 2)), nn.Sequential(Convolution(3, 5, 2))
+    named.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 3, 9)
+    results = []
+    for model in (plain, named):
+        with formats_applied(model, {"0": "float8_e4m3fn"}):
+            results.append(model(x))
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], plain(x))

@@ -95,9 +95,12 @@ def test_phases_are_told_apart() -> None:
 
 
 def test_sources_are_data() -> None:
-    found = attribute(recorded("mlp-relu", torch.bfloat16))
+    found = attribute(recorded("lenet", torch.bfloat16))
     document = json.loads(json.dumps(found.to_document(), allow_nan=False))
     assert len(document["sources"]) == len(found)
+    assert document["causes"]["kink"] == pytest.approx(found.share(Cause.KINK))
+    assert sum(document["causes"].values()) == pytest.approx(1.0)
+    assert f"{found.share(Cause.KINK):.0%} kink" in str(found)
     shares = [part.error_share for part in found]
     assert shares == sorted(shares, reverse=True)
     assert sum(s.error_share for s in found.for_certificate()) == pytest.approx(1.0)

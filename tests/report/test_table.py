@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from numgeom.certificate.kinks import Kink
 from numgeom.certificate.nonfinite import NonFinite
 from numgeom.certificate.result import Certificate, Source
 from numgeom.report.table import headline, number, to_text
@@ -149,7 +150,7 @@ def test_names_are_printed_as_they_are() -> None:
         accuracy(f"{name}.w"),
         notes=(f"note {name}",),
         assumptions=(f"assumption {name}",),
-        unresolved_kinks=(f"kink {name}",),
+        unresolved_kinks=(Kink("aten.relu.default", f"kink {name}", "", 1),),
         unknown_ops=Counter({f"op {name}": 2}),
         provenance={"target": name},
         first_nonfinite=NonFinite("NaN", "parameter", name),

@@ -2,7 +2,8 @@
 
 `estimate` predicts the rounding error of a gradient by noisy replays; its `sources()` say which
 operations make it. `plan_precision` chooses a format for every module, `recommend_loss_scale` a
-factor for the loss. Everything here is ESTIMATED: a prediction, never a bound.
+factor for the loss, `bits_needed` the smallest mantissa of every part. Everything here is
+ESTIMATED: a prediction, never a bound.
 """
 
 from numgeom.precision.bits import BitsNeeded, bits_needed

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from numgeom.precision.errors import PrecisionError
+from numgeom.precision.errors import NoAssignmentError, PrecisionError
 
 
 def choose_formats(
@@ -30,18 +30,19 @@ def choose_formats(
         largest single saving; among choices that save the same, one with a small error.
 
     Raises:
-        PrecisionError: if no choice is within the budget; says what can be had.
+        NoAssignmentError: if no choice is within the budget; says what can be had.
+        PrecisionError: if SciPy is not installed.
     """
     pairs = [(m, f) for m, row in squared_errors.items() for f in row if np.isfinite(row[f])]
     least = {m: min(e for e in row.values()) for m, row in _finite(squared_errors).items()}
     without = [m for m in squared_errors if m not in least]
     if without:
-        raise PrecisionError(
+        raise NoAssignmentError(
             f"No given format can be used in {', '.join(without)}: each of them overflows there. "
             "Add float32 to the formats."
         )
     if sum(least.values()) > budget:
-        raise PrecisionError(
+        raise NoAssignmentError(
             "No assignment of the given formats meets the tolerance: the best has a predicted "
             f"error of {sum(least.values()) ** 0.5:.2e}, and {max(budget, 0.0) ** 0.5:.2e} is "
             "left for it. Raise the tolerance, or add a wider format."
@@ -94,7 +95,7 @@ def _solve(
         options={"mip_rel_gap": 0.0},
     )
     if result.x is None:
-        raise PrecisionError(
+        raise NoAssignmentError(
             "The solver found no assignment within the tolerance, although one exists; raise the "
             f"tolerance a little. It said: {result.message}"
         )

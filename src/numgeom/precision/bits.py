@@ -1,8 +1,9 @@
 """How many significant bits does each part of a step need?
 
 A part (a module, or all ops of a kind) is replayed with its results rounded to p bits and all else
-in float64; the error of the whole gradient is measured against the float64 replay. The smallest p
-that keeps a tolerance is found by bisection, and every p that is reported was replayed.
+in float64; the error of the whole gradient is measured against the float64 replay. To first order
+that error is c 2^-p, so one replay predicts the smallest p that keeps a tolerance. Replays with
+that many bits and with one less check it, and move it where kinks or curvature make it wrong.
 """
 
 import math
@@ -13,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from numgeom.arithmetic.formats import round_to_bits
 from numgeom.precision.errors import PrecisionError
+from numgeom.precision.kinds import kinds_of
 from numgeom.precision.noisy import MOVING, op_name
 from numgeom.recording import Program
 from numgeom.recording.replay import ProgramInterpreter
@@ -22,14 +23,8 @@ from numgeom.results.accuracy import combined_norm, norm, relative
 
 Grouping = Literal["module", "kind"]
 MOST_BITS = 53
-_PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm", "mv", "matmul", "convolution"})
-_SOFTMAX = frozenset({"_softmax", "_log_softmax", "softmax", "_safe_softmax"})
-_NORMS = frozenset({
-    "native_layer_norm", "native_batch_norm", "native_group_norm", "_native_batch_norm_legit",
-    "_native_batch_norm_legit_functional", "_fused_rms_norm", "rsqrt", "var_mean",
-    "native_layer_norm_backward", "native_batch_norm_backward", "native_group_norm_backward",
-    "_fused_rms_norm_backward",
-})  # fmt: skip
+# Where the error is measured to predict from.
+_TRIAL_BITS = 12
 
 
 @dataclass(frozen=True)
@@ -41,12 +36,14 @@ class BitsNeeded:
         bits: Significant bits, the hidden one included; None if 53 are not enough.
         error: Relative error of the whole gradient, 2-norm, with the part in that many bits.
         calls: Number of calls of the part.
+        predicted_bits: What one replay in 12 bits predicted.
     """
 
     part: str
     bits: int | None
     error: float
     calls: int
+    predicted_bits: int
 
 
 class RoundedReplay(ProgramInterpreter):
@@ -77,8 +74,9 @@ def bits_needed(
     Args:
         program: A recorded step.
         tolerance: Relative error, 2-norm, that the whole gradient may have.
-        by: Parts are modules, or kinds of ops: "attention scores", "softmax", "attention values",
-            "attention" (fused), "normalization", "products", "other"; each with its backward.
+        by: Parts are modules, or kinds of ops (`numgeom.precision.kinds`): "attention scores",
+            "softmax", "attention values", "projections", "normalization", "MLP", "convolution",
+            "other"; each with its backward. For kinds fused ops are opened.
 
     Returns:
         The needs, by part, in the order in which the parts first run. Guarantee: ESTIMATED; other
@@ -92,12 +90,13 @@ def bits_needed(
         raise PrecisionError(f"The tolerance is {tolerance}; give a positive number such as 1e-2.")
     if by not in ("module", "kind"):
         raise PrecisionError(f'Parts are by="module" or by="kind", not {by!r}.')
+    program = program.decompose() if by == "kind" else program
     reference = program.replay(torch.float64).gradients
-    kinds = kinds_of_ops(program) if by == "kind" else {}
+    kinds = kinds_of(program) if by == "kind" else {}
     parts: dict[str, list[fx.Node]] = {}
     for node in program.calls:
-        if op_name(node) not in MOVING:
-            part = kinds[node] if by == "kind" else node.meta["call"].module
+        if _computes(node):
+            part = kinds[node].value if by == "kind" else node.meta["call"].module
             parts.setdefault(part, []).append(node)
     return {
         part: _search(program, part, nodes, reference, tolerance) for part, nodes in parts.items()
@@ -115,58 +114,6 @@ def error_with(
     return error if math.isfinite(error) else math.inf
 
 
-def kinds_of_ops(program: Program) -> dict[fx.Node, str]:
-    """What each call is for, told by what it computes from what.
-
-    A product that reaches a softmax makes attention scores, one that takes what a softmax gave
-    makes values. A backward call is of the kind of the forward calls of its line and module that
-    it shares; where these are of several kinds, it is told by its own op.
-    """
-    found: dict[fx.Node, str] = {}
-    after_softmax: set[fx.Node] = set()
-    before_softmax = _reaching_softmax(program)
-    for node in program.calls:
-        name = op_name(node)
-        if "attention" in name:
-            kind = "attention"
-        elif name in _SOFTMAX or name.removesuffix("_backward_data") in _SOFTMAX:
-            kind = "softmax"
-        elif name in _NORMS:
-            kind = "normalization"
-        elif name in _PRODUCTS or name == "convolution_backward":
-            if node in before_softmax:
-                kind = "attention scores"
-            elif any(source in after_softmax for source in node.all_input_nodes):
-                kind = "attention values"
-            else:
-                kind = "products"
-        else:
-            kind = "other"
-        found[node] = kind
-        attention = kind == "softmax" and not name.startswith("_log")
-        passes = name in MOVING and any(s in after_softmax for s in node.all_input_nodes)
-        if attention or passes:
-            after_softmax.add(node)
-    return found
-
-
-def _reaching_softmax(program: Program) -> set[fx.Node]:
-    """Forward products whose results reach a softmax through elementwise ops and views alone."""
-    reached: set[fx.Node] = set()
-    found: set[fx.Node] = set()
-    for node in reversed(program.calls):
-        if node.meta["call"].phase != "forward":
-            continue
-        name = op_name(node)
-        softmax = name in _SOFTMAX and not name.startswith("_log")
-        if softmax or node in reached:
-            if name in _PRODUCTS:
-                found.add(node)
-            else:
-                reached.update(node.all_input_nodes)
-    return found
-
-
 def _search(
     program: Program,
     part: str,
@@ -177,21 +124,32 @@ def _search(
     tried: dict[int, float] = {}
 
     def holds(p: int) -> bool:
-        tried[p] = error_with(program, reference, nodes, p)
+        if p not in tried:
+            tried[p] = error_with(program, reference, nodes, p)
         return tried[p] <= tolerance
 
-    low, high = 0, MOST_BITS
-    if not holds(high):
-        return BitsNeeded(part, None, tried[high], len(nodes))
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return BitsNeeded(part, high, tried[high], len(nodes))
+    holds(_TRIAL_BITS)
+    trial = tried[_TRIAL_BITS]
+    raised = math.log2(trial / tolerance) if 0.0 < trial < math.inf else -math.inf
+    predicted = _TRIAL_BITS + math.ceil(raised) if math.isfinite(raised) else 1
+    p = predicted = min(max(predicted, 1), MOST_BITS)
+    while not holds(p) and p < MOST_BITS:
+        p += 1
+    while p > 1 and holds(p - 1):
+        p -= 1
+    return BitsNeeded(part, p if holds(p) else None, tried[p], len(nodes), predicted)
+
+
+def _computes(node: fx.Node) -> bool:
+    metas = node.meta["tensors"].values()
+    return op_name(node) not in MOVING and any(m.dtype.is_floating_point for m in metas)
 
 
 def _rounded(value: Any, p: int) -> Any:
-    if isinstance(value, Tensor):
-        return round_to_bits(value, p) if value.is_floating_point() else value
+    """Round to nearest, ties either way, by arithmetic (Dekker 1971, sec. 5)."""
     if isinstance(value, list | tuple):
         return type(value)(_rounded(item, p) for item in value)
-    return value
+    if not isinstance(value, Tensor) or not value.is_floating_point() or p >= MOST_BITS:
+        return value
+    multiple = value * (2.0 ** (MOST_BITS - p) + 1.0)
+    return torch.where(multiple.isfinite(), multiple - (multiple - value), value)

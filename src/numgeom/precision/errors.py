@@ -5,3 +5,7 @@ from numgeom.errors import NumgeomError
 
 class PrecisionError(NumgeomError):
     """A prediction or a plan was asked for that cannot be made."""
+
+
+class NoAssignmentError(PrecisionError):
+    """No choice of formats is within the budget."""

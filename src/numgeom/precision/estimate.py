@@ -1,11 +1,13 @@
 """How large will the rounding error of a gradient be?
 
-Several noisy replays of one recorded step are compared with a clean replay in float64. Each
-difference is a sample of the error of every parameter at once, nonlinear effects included.
+Several replays of one recorded step, each with rounding errors of its own, are compared with a
+clean one. Each difference is a sample of the error of every parameter at once, nonlinear effects
+included (`numgeom.precision.sampling` says how).
 """
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,25 +16,25 @@ import torch
 from torch import Tensor, fx, nn
 
 from numgeom.arithmetic.formats import Format
+from numgeom.precision.bits import BitsNeeded, Grouping, bits_needed
 from numgeom.precision.errors import PrecisionError
-from numgeom.precision.noisy import NoisyReplay, Operands, op_name
+from numgeom.precision.noisy import Operands, op_name
+from numgeom.precision.operations import CONTRACTIONS, has_kernels
+from numgeom.precision.sampling import Asked, Samples, sampled
 from numgeom.precision.sources import ErrorSource, Sources, attribute
-from numgeom.precision.step import MISSING, as_format, has_kernels, program_of
+from numgeom.precision.step import MISSING, as_format, program_of
+from numgeom.precision.storage import RECOMPUTED, storage_named
 from numgeom.recording import Program
-from numgeom.results.accuracy import combined_norm, norm, relative
+from numgeom.results.accuracy import combined_norm, relative
 from numgeom.results.guarantee import Guarantee
 from numgeom.results.store import encode_number
-
-# Calls whose operands a low-precision unit takes in: matrix products, convolutions, attention.
-CONTRACTIONS = frozenset({
-    "mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "convolution", "convolution_backward",
-    "_grouped_mm", "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_flash_attention_for_cpu_backward",
-})  # fmt: skip
 
 # How far predictions are from observations beyond what the samples show, as a standard deviation
 # of the logarithm. Measured by benchmarks/estimate.py over 22 models in float32: 0.14.
 MODEL_SPREAD = 0.25
+# How far samples are from each other, likewise, and how many samples that is worth.
+SAMPLE_SPREAD = 0.15
+_USUAL_WEIGHT = 4
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Estimate:
     seconds: float
     assumptions: tuple[str, ...] = ()
     _attribute: Callable[[], Sources] | None = field(default=None, repr=False, compare=False)
+    _program: Program | None = field(default=None, repr=False, compare=False)
     _found: list[Sources] = field(default_factory=list, repr=False, compare=False)
 
     def __str__(self) -> str:
@@ -127,6 +130,22 @@ class Estimate:
             self._found.append(self._attribute())
         return self._found[0]
 
+    def bits(self, tolerance: float, *, by: Grouping = "module") -> dict[str, BitsNeeded]:
+        """Return the smallest mantissa of every part that keeps a tolerance, each part alone.
+
+        See `numgeom.precision.bits_needed`.
+
+        Raises:
+            PrecisionError: if the estimate was made without its program, or the tolerance is not
+                positive.
+        """
+        if self._program is None:
+            raise PrecisionError(
+                "This estimate holds no program, so no bits can be tried. Make a new one with "
+                "estimate(...)."
+            )
+        return bits_needed(self._program, tolerance, by=by)
+
     def to_document(self) -> dict[str, Any]:
         """Return everything but the sources as plain JSON values; NaN and infinities as strings."""
         rows = [self.total, *self.parameters.values()]
@@ -165,8 +184,9 @@ def estimate(
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     batch: Any = MISSING,
     *,
-    format: str | torch.dtype | Format | None = None,
-    samples: int = 3,
+    format: str | torch.dtype | Format | Mapping[str, str] | None = None,
+    stored_as: str | Format | None = None,
+    samples: int = 2,
     seed: int = 0,
 ) -> Estimate:
     """Predict the rounding error of the gradient of one training step.
@@ -182,16 +202,22 @@ def estimate(
             `torch.autocast` (the step is run once under it; not for a program). Any other format
             ("tf32", "float8_e4m3fn", "float8_e5m2"), and any format of a program: matrix products,
             convolutions and attention take operands that are rounded to it, forward and backward,
-            and sum in the recorded format.
-        samples: Number of noisy replays, at least 2.
+            and sum in the recorded format. For a model also format names by module path, as a plan
+            has them: any assignment of formats, run once as `PrecisionPlan.apply` would.
+        stored_as: How values wait for the backward pass: None for as they were computed, a format
+            ("float16", "bfloat16", 8-bit formats, scaled per tensor), "int8" (256 equal steps
+            between the ends of each tensor), or "recomputed" (a second forward pass whose
+            kernels round otherwise).
+        samples: Number of replays with errors, at least 2.
         seed: Decides the samples.
 
     Returns:
         Predicted errors, with intervals. Guarantee: ESTIMATED.
 
     Raises:
-        PrecisionError: if the arguments do not fit together, or the step runs in float64, where a
-            float64 replay cannot show its error.
+        PrecisionError: if the arguments do not fit together, if nothing is known under the name
+            `stored_as`, or if the step runs in float64, where a float64 replay cannot show its
+            error.
         FormatError: if no format has that name.
         RecordingError: if the step cannot be recorded.
         ReplayError: if the program cannot be run in float64.
@@ -205,17 +231,24 @@ def estimate(
     start = time.perf_counter()
     if samples < 2:
         raise PrecisionError(f"samples is {samples}; give at least 2, so that there is a spread.")
-    fmt = None if format is None else as_format(format)
-    run_under = fmt if fmt is not None and has_kernels(fmt) else None
-    if isinstance(subject, Program):
-        run_under = None
+    again = stored_as == RECOMPUTED
+    stored = None if stored_as is None or again else storage_named(stored_as)
+    if isinstance(format, Mapping):
+        fmt, operands, run_under = None, None, {m: as_format(f).name for m, f in format.items()}
+    else:
+        fmt = None if format is None else as_format(format)
+        runs = fmt is not None and has_kernels(fmt) and not isinstance(subject, Program)
+        run_under = fmt if runs else None
+        operands = None if fmt is None or runs else contractions_in(fmt)
     program = program_of(subject, loss_fn, batch, run_under)
-    operands = None if fmt is None or run_under is not None else contractions_in(fmt)
     _check_formats(program, fmt)
+    formats = _describe(program, fmt, run_under)
+    if stored_as is not None:
+        formats += ", activations recomputed" if again else f", activations stored as {stored_as}"
     return estimate_program(
         program,
-        operands=operands,
-        formats=_describe(program, fmt, run_under),
+        Asked(operands, stored, again),
+        formats=formats,
         samples=samples,
         seed=seed,
         start=start,
@@ -223,34 +256,28 @@ def estimate(
 
 
 def estimate_program(
-    program: Program,
-    *,
-    operands: Operands | None,
-    formats: str,
-    samples: int,
-    seed: int,
-    start: float,
+    program: Program, asked: Asked, *, formats: str, samples: int, seed: int, start: float
 ) -> Estimate:
     """Sample the errors of a program; see `estimate`."""
-    reference = program.replay(torch.float64).gradients
-    errors: dict[str, list[float]] = {name: [] for name in reference}
-    for i in range(samples):
-        sample = NoisyReplay(program, seed=seed + i, operands=operands).evaluate().gradients
-        for name, gradient in reference.items():
-            errors[name].append(norm(_plain(sample[name]) - _plain(gradient)))
-    sizes = {name: norm(_plain(gradient)) for name, gradient in reference.items()}
+    found: Samples = sampled(program, asked, samples=samples, seed=seed)
+    entries = {name: program.recorded.gradients[name].numel() for name in found.errors}
     rows = {
-        name: _row(name, found, sizes[name], reference[name].numel())
-        for name, found in errors.items()
+        name: _row(name, errors, found.sizes[name], entries[name])
+        for name, errors in found.errors.items()
     }
-    together = [combined_norm(found[i] for found in errors.values()) for i in range(samples)]
-    entries = sum(gradient.numel() for gradient in reference.values())
 
     def sources() -> Sources:
-        return attribute(program, seed=seed, operands=operands)
+        if asked.recomputed:
+            raise PrecisionError(
+                "The sources of a mismatch between two forward passes are not known; ask for them "
+                "without stored_as='recomputed'."
+            )
+        return attribute(program, seed=seed, operands=asked.operands, stored=asked.stored)
 
     return Estimate(
-        total=_row("total", together, combined_norm(sizes.values()), entries),
+        total=_row(
+            "total", found.totals(), combined_norm(found.sizes.values()), sum(entries.values())
+        ),
         parameters=rows,
         formats=formats,
         samples=samples,
@@ -258,6 +285,7 @@ def estimate_program(
         seconds=time.perf_counter() - start,
         assumptions=ASSUMPTIONS,
         _attribute=sources,
+        _program=program,
     )
 
 
@@ -291,8 +319,13 @@ def _check_formats(program: Program, fmt: Format | None) -> None:
         )
 
 
-def _describe(program: Program, fmt: Format | None, run_under: Format | None) -> str:
+def _describe(
+    program: Program, fmt: Format | None, run_under: Format | Mapping[str, str] | None
+) -> str:
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in _dtypes(program)))
+    if isinstance(run_under, Mapping):
+        counts = Counter(run_under.values()).items()
+        return "as assigned (" + ", ".join(f"{n} x {name}" for name, n in counts) + ")"
     if fmt is None:
         return f"as recorded ({names})"
     if run_under is not None:
@@ -301,10 +334,6 @@ def _describe(program: Program, fmt: Format | None, run_under: Format | None) ->
 
 
 # -- numbers -------------------------------------------------------------------------------
-
-
-def _plain(gradient: Tensor) -> Tensor:
-    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
 
 
 def _row(name: str, errors: list[float], size: float, entries: int) -> GradientEstimate:
@@ -332,9 +361,11 @@ def _interval(errors: list[float]) -> tuple[float, float]:
     logs = [math.log(error) for error in errors]
     k = len(logs)
     middle = sum(logs) / k
-    variance = sum((x - middle) ** 2 for x in logs) / (k - 1)
+    # Two or three samples say little about their spread: what is usual counts for four more.
+    squares = sum((x - middle) ** 2 for x in logs) + _USUAL_WEIGHT * SAMPLE_SPREAD**2
+    degrees = k - 1 + _USUAL_WEIGHT
     spread = math.hypot(
-        _student(k - 1) * math.sqrt(variance * (1.0 + 1.0 / k)), 1.96 * MODEL_SPREAD
+        _student(degrees) * math.sqrt(squares / degrees * (1.0 + 1.0 / k)), 1.96 * MODEL_SPREAD
     )
     return math.exp(middle - spread), math.exp(middle + spread)
 

@@ -38,6 +38,7 @@ PRODUCT_BLOCK = 192
 SEQUENTIAL = 1 << 30
 # Reductions keep many partial sums and join them in a tree (torch's vectorized sum).
 SUM_BLOCK = 16
+_COUNTED = 4096
 
 Deviations = Sequence[Tensor | None]
 """Standard deviation in units of u, one item per output; None for none."""
@@ -81,6 +82,8 @@ def accumulation(terms: float, y: Tensor, squares: Tensor, block: int) -> Tensor
     same_sign = ((b - 1.0) * (b / terms) + blocks - 1.0) / 3.0
     # same_sign <= random, so nothing here is negative.
     variance = squares * (MEAN_SQUARE * (random - same_sign))
+    if variance.shape == y.shape:
+        return variance.addcmul_(y, y, value=MEAN_SQUARE * same_sign).sqrt_()
     return torch.addcmul(variance, y, y, value=MEAN_SQUARE * same_sign).sqrt_()
 
 
@@ -103,15 +106,26 @@ def _matrix_product(a: Tensor, b: Tensor, out: Tensor | None) -> Tensor | None:
         return None
     k = a.shape[-1]
     terms = k * _filled(a) * _filled(b)
-    rows = a.pow(2).sum(-1)
+    rows = _sum_of_squares(a, -1).div_(k)
     if b.dim() == 1:  # a matrix times a vector, or two vectors
-        return accumulation(terms, out, rows * b.pow(2).sum() / k, PRODUCT_BLOCK)
-    columns = b.pow(2).sum(-2)
-    return accumulation(terms, out, rows[..., None] * columns[..., None, :] / k, PRODUCT_BLOCK)
+        return accumulation(terms, out, rows * b.pow(2).sum(), PRODUCT_BLOCK)
+    columns = _sum_of_squares(b, -2)
+    return accumulation(terms, out, rows[..., None] * columns[..., None, :], PRODUCT_BLOCK)
+
+
+def _sum_of_squares(x: Tensor, dim: int) -> Tensor:
+    # The norm is the fastest way along neighbours in memory, and the slowest along others.
+    if x.stride(dim) == 1:
+        return torch.linalg.vector_norm(x, dim=dim).square_()
+    return x.pow(2).sum(dim)
 
 
 def _filled(x: Tensor) -> float:
-    """The share of entries that are not zero."""
+    """The share of entries that are not zero; of a large tensor about 4,000 entries tell it."""
+    if x.numel() > 2 * _COUNTED:
+        x = x if x.is_contiguous() or x.dim() < 2 else x.mT
+        if x.is_contiguous():
+            x = x.view(-1)[:: x.numel() // _COUNTED | 1]  # odd: it does not stay in one column
     return float(x.count_nonzero()) / max(x.numel(), 1)
 
 

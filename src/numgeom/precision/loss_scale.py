@@ -8,7 +8,7 @@ of two how many of them would be too small or too large.
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -21,8 +21,10 @@ from numgeom.recording import Program
 HEADROOM = 2
 # A format needs no scale where at most this share of the values is lost without one.
 NEGLIGIBLE = 1e-4
-# Steps without overflow before GradScaler doubles the scale: torch's default.
+# Steps without overflow before GradScaler doubles the scale: torch's default. One step in so many
+# is then skipped at most, once the headroom is used up.
 GROWTH_INTERVAL = 2000
+_SCALES = tuple(2.0**k for k in range(-8, 41))
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,35 @@ class LossScale:
     values: int
 
     def __str__(self) -> str:
-        """Say in a sentence what to do."""
+        """Say what to do."""
         if not self.needed:
             return f"No loss scale is needed in {self.format}."
         also = "" if self.needed_in_bfloat16 else " In bfloat16 none is needed."
         lost, left = self.underflow[1.0], self.underflow[self.scale]
         return (
-            f"Scale the loss by {self.scale:g} in {self.format}: without a scale {lost:.2%} of the "
-            f"backward pass becomes zero, with it {left:.2%}.{also}"
+            f"Scale the loss by {self.scale:g} in {self.format}, or use GradScaler(init_scale="
+            f"{self.scale:g}, growth_interval={self.growth_interval}): without a scale {lost:.2%} "
+            f"of the backward pass becomes zero, with it {left:.2%}.{also}"
         )
+
+    def to_document(self) -> dict[str, Any]:
+        """Return everything as plain JSON values; shares as lists of scale and share."""
+        return {
+            name: [list(pair) for pair in value.items()] if isinstance(value, Mapping) else value
+            for name, value in vars(self).items()
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "LossScale":
+        """Read what `to_document` wrote.
+
+        Raises:
+            KeyError: if a field is missing.
+            TypeError: if a field is of another type.
+        """
+        given = {field.name: document[field.name] for field in fields(cls)}
+        shares = {n: dict(map(tuple, given[n])) for n in ("underflow", "subnormal", "overflow")}
+        return cls(**{**given, **shares})
 
 
 def recommend_loss_scale(program: Program, *, format: Format = float16) -> LossScale:
@@ -83,16 +105,19 @@ def recommend_loss_scale(program: Program, *, format: Format = float16) -> LossS
     Raises:
         ReplayError: if the program cannot be run in float64.
     """
-    exponents = backward_exponents(program)
+    return loss_scale_for(backward_exponents(program), format)
+
+
+def loss_scale_for(exponents: Mapping[int, int], format: Format) -> LossScale:
+    """Recommend a loss scale from how often every exponent occurs in the backward pass."""
     total = sum(exponents.values())
-    scales = [2.0**k for k in range(-8, 41)]
     top = max(exponents, default=0)
-    fits = [s for s in scales if top + math.log2(s) + HEADROOM <= format.max_exponent]
-    lost = {s: _below(exponents, _smallest(format), s, total) for s in scales}
-    weak = {s: _below(exponents, format.min_exponent, s, total) for s in scales}
-    over = {s: _above(exponents, format.max_exponent, s, total) for s in scales}
+    fits = [s for s in _SCALES if top + math.log2(s) + HEADROOM <= format.max_exponent]
+    lost = {s: _below(exponents, _smallest(format), s, total) for s in _SCALES}
+    weak = {s: _below(exponents, format.min_exponent, s, total) for s in _SCALES}
+    over = {s: _above(exponents, format.max_exponent, s, total) for s in _SCALES}
     needed = weak[1.0] > NEGLIGIBLE or over[1.0] > 0.0
-    best = max(fits, default=scales[0])
+    best = max(fits, default=_SCALES[0])
     return LossScale(
         format=format.name,
         scale=best if needed else 1.0,
@@ -108,21 +133,33 @@ def recommend_loss_scale(program: Program, *, format: Format = float16) -> LossS
 
 def backward_exponents(program: Program) -> Counter[int]:
     """Count the exponents floor(log2 |x|) of the nonzero values of the backward pass."""
-    found: Counter[int] = Counter()
+    count = ExponentCount()
+    program.replay(torch.float64, on_call=count)
+    return count.found
 
-    def on_call(node: fx.Node, value: Any) -> None:
+
+class ExponentCount:
+    """Counts exponents while a replay runs: hand it over as `on_call`.
+
+    `found` is how often every exponent floor(log2 |x|) occurred, zeros, infinities and NaN left
+    out. Float64 numbers below 2^-1022 count as zeros, which they would be in any narrower format.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.found: Counter[int] = Counter()
+
+    def __call__(self, node: fx.Node, value: Any) -> None:
+        """Count what a call of the backward pass gave."""
         info = node.meta.get("call")
         if info is None or info.phase != "backward":
             return
         for part in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(part, Tensor) and part.is_floating_point():
-                known = part[(part != 0) & torch.isfinite(part)]
-                # frexp: |x| = m 2^e with 1/2 <= m < 1
-                where, counts = (torch.frexp(known).exponent - 1).unique(return_counts=True)
-                found.update(dict(zip(where.tolist(), counts.tolist(), strict=True)))
-
-    program.replay(torch.float64, on_call=on_call)
-    return found
+            if isinstance(part, Tensor) and part.is_floating_point() and part.numel():
+                bits = part.detach().to(torch.float64).contiguous().view(torch.int64)
+                exponents = (bits >> 52).bitwise_and_(0x7FF).flatten()
+                counts = exponents.bincount(minlength=2048).tolist()
+                self.found.update({e - 1023: n for e, n in enumerate(counts[1:2047], 1) if n})
 
 
 def _smallest(fmt: Format) -> int:
@@ -130,11 +167,11 @@ def _smallest(fmt: Format) -> int:
     return fmt.min_exponent - fmt.precision
 
 
-def _below(exponents: Counter[int], limit: int, scale: float, total: int) -> float:
+def _below(exponents: Mapping[int, int], limit: int, scale: float, total: int) -> float:
     shift = round(math.log2(scale))
     return sum(n for e, n in exponents.items() if e + shift < limit) / max(total, 1)
 
 
-def _above(exponents: Counter[int], limit: int, scale: float, total: int) -> float:
+def _above(exponents: Mapping[int, int], limit: int, scale: float, total: int) -> float:
     shift = round(math.log2(scale))
     return sum(n for e, n in exponents.items() if e + shift > limit) / max(total, 1)

@@ -6,6 +6,7 @@ errors that a kernel makes inside are unknown and drawn (`numgeom.precision.kern
 underflow, overflow and units that change sides at a kink all happen as they would in the real run.
 """
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from numgeom.arithmetic.formats import Format, format_of, round_to
+from numgeom.arithmetic.formats import Format, format_of
 from numgeom.precision.kernels import MEAN_SQUARE, kernel_of
+from numgeom.precision.rounding import round_operand
+from numgeom.precision.storage import Storage, stored_values
 from numgeom.recording import Program
 from numgeom.recording.program import OnCall
 from numgeom.recording.replay import ProgramInterpreter
@@ -37,7 +40,12 @@ MOVING = frozenset({
 
 def op_name(node: fx.Node) -> str:
     """The name of a call's op, without namespace and overload: "mm" of aten.mm.default."""
-    return str(node.target).partition(".")[2].partition(".")[0] or str(node.target)
+    return _name(node.target)
+
+
+@functools.cache
+def _name(target: Any) -> str:
+    return str(target).partition(".")[2].partition(".")[0] or str(target)
 
 
 class NoisyReplay(ProgramInterpreter):
@@ -51,8 +59,10 @@ class NoisyReplay(ProgramInterpreter):
         program: A program as it was recorded; one that `decompose` opened knows no formats.
         seed: Decides the errors inside the kernels.
         operands: Formats of operands that differ from the recorded ones.
+        stored: What becomes of the values that the backward pass reads.
         keep_local: Whether to keep the local errors.
         on_call: Called with every node and its value.
+        dtype: float64, or float32 where only the roundings of narrower formats matter.
     """
 
     def __init__(
@@ -61,12 +71,16 @@ class NoisyReplay(ProgramInterpreter):
         *,
         seed: int,
         operands: Operands | None = None,
+        stored: Storage | None = None,
         keep_local: bool = False,
         on_call: OnCall | None = None,
+        dtype: torch.dtype = torch.float64,
     ) -> None:
         """Prepare a sample."""
-        super().__init__(program, dtype=torch.float64, on_call=on_call)
+        super().__init__(program, dtype=dtype, on_call=on_call)
         self._operands = operands
+        self._stored = stored
+        self._activations = frozenset[fx.Node]() if stored is None else stored_values(program)
         self._keep = keep_local
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
@@ -76,15 +90,30 @@ class NoisyReplay(ProgramInterpreter):
         """Run one call, then err as its kernel would."""
         if node.target is operator.getitem:
             return super().call(node, args, kwargs)
-        plain = None
-        if self._operands is not None:
-            fmt = self._operands(node)
-            if fmt is not None:
-                if self._keep:
-                    plain = super().call(node, args, kwargs)
-                args = tuple(round_operand(a, fmt) for a in args)
-        y = super().call(node, args, kwargs)
-        return self._perturbed(node, args, y, y if plain is None else plain)
+        taken = self._taken(node, args)
+        y = super().call(node, taken, kwargs)
+        if taken is args or not self._keep:
+            return self._perturbed(node, taken, y, y)
+        return self._perturbed(node, taken, y, super().call(node, args, kwargs))
+
+    def _taken(self, node: fx.Node, args: Any) -> Any:
+        """The operands as the call takes them in."""
+        taken = args
+        if self._reads_stored(node):
+            stored: Any = self._stored
+            taken = tuple(
+                stored(a) if isinstance(n, fx.Node) and n in self._activations else a
+                for n, a in zip(node.args, args, strict=True)
+            )
+        fmt = None if self._operands is None else self._operands(node)
+        return taken if fmt is None else tuple(round_operand(a, fmt) for a in taken)
+
+    def _reads_stored(self, node: fx.Node) -> bool:
+        return (
+            bool(self._activations)
+            and node.meta["call"].phase == "backward"
+            and not self._activations.isdisjoint(node.all_input_nodes)
+        )
 
     def _perturbed(self, node: fx.Node, args: Any, y: Any, exact: Any) -> Any:
         metas = node.meta["tensors"]
@@ -94,7 +123,9 @@ class NoisyReplay(ProgramInterpreter):
         if moving or not isinstance(y, (list, tuple)):
             return y
         parts = [p if _is_real(p) else None for p in y]
-        deviations = kernel_of(op_name(node)).inside(args, parts)
+        widest = max((m.dtype.itemsize for m in metas.values()), default=0)
+        skip = self.dtype is torch.float32 and widest >= 4
+        deviations = [None] * len(y) if skip else kernel_of(op_name(node)).inside(args, parts)
         found = []
         for i, part in enumerate(y):
             meta = metas.get((i,))
@@ -110,7 +141,8 @@ class NoisyReplay(ProgramInterpreter):
             return y
         narrow = meta.dtype.itemsize < 4
         kernel = kernel_of(op_name(node))
-        deviations = [None] if narrow and not kernel.low else kernel.inside(args, [y])
+        plain = (narrow and not kernel.low) or meta.dtype.itemsize >= y.dtype.itemsize
+        deviations = [None] if plain else kernel.inside(args, [y])
         return self._rounded(node, (), y, exact, meta.dtype, deviations[0])
 
     def _rounded(
@@ -122,16 +154,19 @@ class NoisyReplay(ProgramInterpreter):
         dtype: torch.dtype,
         deviation: Tensor | None,
     ) -> Tensor:
-        if not dtype.is_floating_point or dtype is torch.float64:
+        if not dtype.is_floating_point or dtype.itemsize >= y.dtype.itemsize:
+            if self._keep and exact is not y:
+                self.local.setdefault(node, {})[path] = difference(y, exact)
             return y
         found = y
         u = format_of(dtype).unit_roundoff
         if dtype.itemsize < 4:  # such kernels compute in float32
             u = 2.0**-24
+            deviation = None if y.dtype is torch.float32 else deviation
             found = self._kept_in_16_bits(node, path, found, format_of(dtype).unit_roundoff)
         if deviation is not None:
             found = found + self._noise(deviation.mul_(u).expand_as(y))
-        found = found.to(dtype).to(torch.float64)
+        found = found.to(dtype).to(y.dtype)
         if self._keep:
             self.local.setdefault(node, {})[path] = difference(found, exact)
         return found
@@ -168,23 +203,6 @@ _LEVEL = math.sqrt(12.0 / (256.0**2 - 1.0))
 
 def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def round_operand(value: Any, fmt: Format) -> Any:
-    """Round an operand as hardware takes it in; formats of 8 bits are scaled to their range.
-
-    The scale is a power of two, so that scaling itself is exact (per-tensor scaling, Micikevicius
-    et al. 2022, sec. 3).
-    """
-    if not _is_real(value):
-        return value
-    scale = 1.0
-    if fmt.precision < 8 and value.numel():
-        largest = float(value.abs().max())
-        if 0.0 < largest < torch.inf:
-            exponent = torch.tensor(fmt.largest / largest).log2().floor()
-            scale = 2.0 ** float(exponent)
-    return round_to((value * scale).to(torch.float64), fmt) / scale
 
 
 def difference(a: Tensor, b: Tensor) -> Tensor:

@@ -3,20 +3,24 @@
 Hooks open an autocast region around a module's forward and close it afterwards. Autocast casts
 operands, never parameters; the backward pass follows the formats of the forward pass. A module's
 inputs and results are float32 outside of it, so that neighbours in other formats fit together.
+Formats that autocast does not run are emulated: operands of contractions are rounded, forward and
+backward (`numgeom.precision.rounded_operands`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from numgeom.arithmetic.formats import format_named
+from numgeom.arithmetic.formats import Format, format_named
 from numgeom.precision.errors import PrecisionError
+from numgeom.precision.operations import has_kernels
+from numgeom.precision.rounded_operands import RoundedOperands
 
-RUNNABLE = ("float32", "bfloat16", "float16")
-"""Formats that autocast has kernels for."""
+RUNNABLE = ("float32", "tf32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+"""Formats that a module can be run in; those that autocast does not know are emulated."""
 
 
 @contextmanager
@@ -37,22 +41,27 @@ def formats_applied(model: nn.Module, formats: Mapping[str, str]) -> Iterator[No
     modules = dict(model.named_modules())
     wrong = [f"no module {path!r}" for path in formats if path not in modules]
     wrong += [
-        f"{path or 'the model'}: no kernels for {name!r} (there are for {', '.join(RUNNABLE)})"
+        f"{path or 'the model'}: {name!r} is none of {', '.join(RUNNABLE)}"
         for path, name in formats.items()
         if name not in RUNNABLE
     ]
     if wrong:
         raise PrecisionError(f"The plan does not fit the model: {'; '.join(wrong)}.")
     open_regions: list[torch.autocast] = []
+    emulated: list[Format | None] = []
     handles: list[Any] = []
+    narrow = {name: format_named(name) for name in formats.values() if name != "float32"}
+    needed = any(not has_kernels(fmt) for fmt in narrow.values())
+    mode = RoundedOperands(emulated) if needed else nullcontext()
     try:
         for path, name in formats.items():
-            enter, leave = _region(name, open_regions)
+            enter, leave = _region(name, open_regions, emulated)
             handles.append(modules[path].register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(
                 modules[path].register_forward_hook(leave, with_kwargs=True, always_call=True)
             )
-        yield
+        with mode:
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -60,23 +69,29 @@ def formats_applied(model: nn.Module, formats: Mapping[str, str]) -> Iterator[No
             open_regions.pop().__exit__(None, None, None)
 
 
-def _region(name: str, open_regions: list[torch.autocast]) -> tuple[Callable[..., Any], ...]:
-    dtype = format_named(name).dtype
-    low = dtype is not torch.float32
+def _region(
+    name: str, open_regions: list[torch.autocast], emulated: list[Format | None]
+) -> tuple[Callable[..., Any], ...]:
+    fmt = format_named(name)
+    low = has_kernels(fmt)
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         device = next((t.device.type for t in _tensors(module, args, kwargs)), "cpu")
         region = (
-            torch.autocast(device, dtype=dtype) if low else torch.autocast(device, enabled=False)
+            torch.autocast(device, dtype=fmt.dtype)
+            if low
+            else torch.autocast(device, enabled=False)
         )
         region.__enter__()
         open_regions.append(region)
+        emulated.append(None if low or name == "float32" else fmt)
         return _widened(args), _widened(kwargs)
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         del module, args, kwargs
         if open_regions:
             open_regions.pop().__exit__(None, None, None)
+            emulated.pop()
         return _widened(output)
 
     return enter, leave

@@ -26,6 +26,7 @@ from torch.fx.node import map_arg
 from numgeom.errors import NumgeomError
 from numgeom.precision.derivatives import DIFFERENTIABLE
 from numgeom.precision.noisy import MOVING, NoisyReplay, Operands, difference, op_name
+from numgeom.precision.storage import Storage
 from numgeom.recording import CallInfo, Program
 from numgeom.recording.replay import ProgramInterpreter
 from numgeom.results.guarantee import Guarantee
@@ -115,6 +116,12 @@ class Sources:
         """The share of one cause; of kinks, for instance."""
         return sum(part.error_share for part in self.parts if part.cause is cause)
 
+    def __str__(self) -> str:
+        """Say in a sentence what makes the error; how much of it are crossings of kinks."""
+        shares = sorted(((self.share(cause), cause.value) for cause in Cause), reverse=True)
+        named = ", ".join(f"{share:.0%} {name}" for share, name in shares if abs(share) >= 0.005)
+        return f"Causes of the error [share of its square]: {named or 'none'}."
+
     def for_certificate(self) -> tuple[Source, ...]:
         """The sources in the form in which a certificate holds them."""
         return tuple(
@@ -136,6 +143,7 @@ class Sources:
             "version": 1,
             "predicted_error": self.predicted_error,
             "units": {"error_share": "part of the squared error", "predicted_error": "relative"},
+            "causes": {cause.value: self.share(cause) for cause in Cause},
             "sources": [
                 {**{k: getattr(p, k) for k in _FIELDS}, "cause": p.cause.value} for p in self.parts
             ],
@@ -145,7 +153,13 @@ class Sources:
 _FIELDS = ("op", "module", "phase", "source", "error_share", "calls")
 
 
-def attribute(program: Program, *, seed: int = 0, operands: Operands | None = None) -> Sources:
+def attribute(
+    program: Program,
+    *,
+    seed: int = 0,
+    operands: Operands | None = None,
+    stored: Storage | None = None,
+) -> Sources:
     """Find the sources of the error of one noisy replay.
 
     Memory: about three times all values of the program in float64.
@@ -154,6 +168,7 @@ def attribute(program: Program, *, seed: int = 0, operands: Operands | None = No
         program: A recorded program.
         seed: Of the noisy replay.
         operands: Formats of operands that differ from the recorded ones.
+        stored: What becomes of the values that the backward pass reads.
 
     Returns:
         The sources. Guarantee: ESTIMATED.
@@ -163,7 +178,12 @@ def attribute(program: Program, *, seed: int = 0, operands: Operands | None = No
     """
     noisy: dict[fx.Node, Any] = {}
     sample = NoisyReplay(
-        program, seed=seed, operands=operands, keep_local=True, on_call=noisy.__setitem__
+        program,
+        seed=seed,
+        operands=operands,
+        stored=stored,
+        keep_local=True,
+        on_call=noisy.__setitem__,
     )
     gradients = sample.evaluate().gradients
     sweep = _Sweep(program, noisy, sample.local, gradients)

@@ -1,5 +1,6 @@
 """Which recorded program does a model, a step or a program stand for?"""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from numgeom.arithmetic.formats import Format, format_named, format_of
 from numgeom.errors import NumgeomError
 from numgeom.precision.errors import PrecisionError
+from numgeom.precision.regions import formats_applied
 from numgeom.recording import Program, record_callable, record_step
 
 
@@ -30,19 +32,17 @@ def as_format(given: str | torch.dtype | Format) -> Format:
     return format_named(given) if isinstance(given, str) else format_of(given)
 
 
-def has_kernels(fmt: Format) -> bool:
-    """Whether autocast can run a format."""
-    return fmt.dtype in (torch.bfloat16, torch.float16)
-
-
-def program_of(subject: Any, loss_fn: Any, batch: Any, run_under: Format | None) -> Program:
+def program_of(
+    subject: Any, loss_fn: Any, batch: Any, run_under: Format | Mapping[str, str] | None
+) -> Program:
     """Record what `estimate` was given: a model with loss and batch, a step, or a program.
 
     Args:
         subject: Model, step or program.
         loss_fn: With a model only.
         batch: With a model only; `MISSING` if there is none.
-        run_under: Format of an autocast region around the loss function.
+        run_under: Format of an autocast region around the loss function, or format names by
+            module path.
 
     Raises:
         PrecisionError: if the arguments do not fit together, or the loss function fails.
@@ -56,8 +56,16 @@ def program_of(subject: Any, loss_fn: Any, batch: Any, run_under: Format | None)
                 f"{'loss function' if not callable(loss_fn) else 'batch'}. Call "
                 "estimate(model, loss_fn, batch), where loss_fn(model, batch) returns the loss."
             )
+        if isinstance(run_under, Mapping):
+            with formats_applied(subject, run_under):
+                return recorded_step(subject, loss_fn, batch)
         device = next((p.device.type for p in subject.parameters()), "cpu")
         return recorded_step(subject, _under(loss_fn, device, run_under), batch)
+    if isinstance(run_under, Mapping):
+        raise PrecisionError(
+            "Formats by module need the model that has the modules. Call "
+            "estimate(model, loss_fn, batch, format={...})."
+        )
     if given:
         raise PrecisionError(
             "estimate() takes loss_fn and batch only with a model, not with an object of type "

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.fx.node import map_arg
 from torch.utils.flop_counter import (
     flop_registry,
@@ -31,15 +31,16 @@ def flops_by_module(program: Program) -> Counter[str]:
     """
     found: Counter[str] = Counter()
     shapes: dict[fx.Node, Any] = {}
-
-    def on_call(node: fx.Node, value: Any) -> None:
-        shapes[node] = _shape_only(value)
-        if "call" in node.meta:
-            count = _flops(node, shapes)
-            if count:
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            shapes[node] = torch.empty(program.constants[str(node.target)].shape, device="meta")
+        elif node.op == "call_function" and "call" not in node.meta:  # a part of a call
+            whole, index = node.args
+            shapes[node] = shapes[whole][index]
+        elif node.op == "call_function":
+            shapes[node] = _results(node)
+            if count := _flops(node, shapes):
                 found[node.meta["call"].module] += count
-
-    program.replay(torch.float64, on_call=on_call)
     return found
 
 
@@ -58,10 +59,12 @@ def _flops(node: fx.Node, shapes: dict[fx.Node, Any]) -> int:
     return int(formula(*args, **kwargs, out_val=shapes[node]))
 
 
-def _shape_only(value: Any) -> Any:
-    """The same structure without memory: tensors that have a shape and no entries."""
-    if isinstance(value, Tensor):
-        return torch.empty(value.shape, device="meta")
-    if isinstance(value, (list, tuple)):
-        return type(value)(_shape_only(part) for part in value)
-    return value
+def _results(node: fx.Node) -> Any:
+    """What a call gave, as tensors that have a shape and no entries; None for anything else."""
+    parts: dict[int, Any] = {}
+    for path, meta in node.meta["tensors"].items():
+        tensor = torch.empty(meta.shape, device="meta")
+        if not path:
+            return tensor
+        parts[path[0]] = tensor if len(path) == 1 else None
+    return [parts.get(i) for i in range(max(parts, default=-1) + 1)]

@@ -1,11 +1,16 @@
 """How are predicted errors and precision plans shown to a person?"""
 
+from collections.abc import Iterable
+
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from numgeom.precision import Estimate, GradientEstimate, PrecisionPlan, Verification
+from numgeom.precision import BitsNeeded, Estimate, GradientEstimate, PrecisionPlan, Verification
+
+# Shares of numbers that become zero are shown from here on.
+_UNDERFLOW = 1e-3
 
 
 def estimate_view(found: Estimate, *, rows: int = 40) -> Group:
@@ -30,14 +35,28 @@ def estimate_view(found: Estimate, *, rows: int = 40) -> Group:
     return Group(headline, table, *more, Text(facts, style="dim"))
 
 
+def bits_view(needs: Iterable[BitsNeeded], *, by: str) -> Table:
+    """A table of parts and the significant bits that each of them needs alone."""
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"Significant bits needed, by {by}", title_justify="left"
+    )
+    table.add_column(by)
+    for column in ("bits", "predicted bits", "error with them [relative]"):
+        table.add_column(column, justify="right")
+    for need in needs:
+        bits = "more than 53" if need.bits is None else str(need.bits)
+        name = need.part or "(outside of modules)"
+        table.add_row(name, bits, str(need.predicted_bits), f"{need.error:.2e}")
+    return table
+
+
 def plan_view(plan: PrecisionPlan, checked: Verification | None) -> Group:
     """The formats of all modules, and what they cost and save."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("module")
     table.add_column("format")
     table.add_column("share of the work", justify="right")
-    others = {f for row in plan.module_errors.values() for f in row}
-    columns = sorted(others)
+    columns = sorted({f for row in plan.module_errors.values() for f in row} - {"float32"})
     for name in columns:
         table.add_column(f"error if {name} alone", justify="right")
     everything = max(sum(plan.flops.values()), 1)
@@ -54,12 +73,15 @@ def plan_view(plan: PrecisionPlan, checked: Verification | None) -> Group:
             style="bold",
         ),
         table,
-        Text(
-            f"Multiply the loss by {plan.loss_scale:g}."
-            if plan.loss_scale != 1.0
-            else "No loss scale is needed."
-        ),
+        Text(_loss_scale(plan)),
     ]
+    lost = [
+        f"{share:.2%} in {module or 'the model'} ({plan.formats[module]})"
+        for module, row in plan.underflow.items()
+        if (share := row.get(plan.formats.get(module, ""), 0.0)) >= _UNDERFLOW
+    ]
+    if lost:
+        lines.append(Text(f"Numbers that become zero: {', '.join(lost)}."))
     if checked is not None:
         verdict = "holds" if checked.holds else "DOES NOT HOLD"
         lines.append(
@@ -69,6 +91,14 @@ def plan_view(plan: PrecisionPlan, checked: Verification | None) -> Group:
             )
         )
     return Group(*lines)
+
+
+def _loss_scale(plan: PrecisionPlan) -> str:
+    if "float16" in plan.formats.values() and plan.scaling is not None:
+        return str(plan.scaling)
+    if "bfloat16" in plan.formats.values():
+        return "No loss scale is needed: bfloat16 ranges as far as float32."
+    return "No loss scale is needed."
 
 
 def _size(row: GradientEstimate) -> float:

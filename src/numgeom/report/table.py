@@ -53,7 +53,7 @@ def view(certificate: Certificate, *, rows: int = 40) -> RenderableType:
     if certificate.error_sources:
         parts.append(_sources(certificate))
     if certificate.unresolved_kinks:
-        parts.append(_list("Unresolved kinks", certificate.unresolved_kinks))
+        parts.append(_list("Unresolved kinks", tuple(map(str, certificate.unresolved_kinks))))
     if certificate.notes:
         parts.append(_list("Notes", certificate.notes))
     if certificate.assumptions:
@@ -257,6 +257,7 @@ def _paragraph(title: str, body: str, style: str) -> Text:
 # Provenance that `numgeom verify` needs and a reader does not.
 _ONLY_IN_FILES = frozenset({
     "target", "judged gradients", "asked method", "asked failure probability", "replay checked",
+    "replay device", "step", "system", "processor",
 })  # fmt: skip
 
 
