@@ -39,6 +39,7 @@ def sampling(*, zones: bool = True) -> Sampling:
 
 if __name__ == "__main__":
     measured: list[int] = []
+    estimate_volume(sampling(zones=False), points=3)  # a process group after another
     found = estimate_volume(
         sampling(),
         points=int(sys.argv[2]),

@@ -67,12 +67,12 @@ def value(model: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("seed", [0, 6, 16, 21, 23])
 def test_the_hull_contains_the_gradients_of_1000_random_selections(seed: int) -> None:
-    """Without rounding there is no slack: 200 selections on each of five networks."""
+    """On each of five networks; without rounding there is no slack."""
     step = FrozenStep(record_step(TwoPools(seed), value, whole_image(seed)))
     found = hull_of(step)
     lower, upper = found.lower, found.upper
     assert not found.is_point
-    for draws in range(200):
+    for draws in range(1000):
         generator = torch.Generator().manual_seed(draws)
         weights = {tie: draw(tie, generator, vertices=bool(draws % 2)) for tie in step.ties}
         for name, g in step.gradients(Selection(), weights=weights).items():

@@ -147,6 +147,28 @@ def test_the_forward_pass_keeps_its_bits_for_every_beta(
         assert gradient.dtype == native.dtype
 
 
+OTHER_POOLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "1d": lambda x: F.max_pool1d(x.flatten(2), 3, 2, 1),
+    "3d": lambda x: F.max_pool3d(x[None], 2),
+    "indices": lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+    "adaptive1d": lambda x: F.adaptive_max_pool1d(x.flatten(2), 5),
+    "adaptive2d": lambda x: F.adaptive_max_pool2d(x, (3, 5)),
+    "adaptive3d": lambda x: F.adaptive_max_pool3d(x[None], (1, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", OTHER_POOLS)
+def test_the_forward_pass_of_every_pool_keeps_its_bits(name: str, dtype: torch.dtype) -> None:
+    x = (flat_data(2, 3, 8, 8) / 3).to(dtype)  # thirds: a blend of two results would round
+    plain, _, native = pool_gradient(OTHER_POOLS[name], x, None)
+    for beta in BETAS:
+        y, _, gradient = pool_gradient(OTHER_POOLS[name], x, Hybrid(beta=beta))
+        assert torch.equal(y, plain)
+        assert y.dtype == gradient.dtype == dtype
+        assert beta == 0 or not torch.equal(gradient, native)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 def test_data_without_ties_keeps_the_bits_of_its_gradient(

@@ -72,17 +72,20 @@ def test_shares_by_zone_take_the_worst_mini_batch() -> None:
 def test_every_pair_is_what_zones_says() -> None:
     work = sampling()
     found = estimate_volume(work, points=12)
-    assert found.variations.shape == (12, 3)
+    assert found.replayed is not None
+    assert found.variations.shape == found.replayed.shape == (12, 3)
     seen = set()
     for m, row in enumerate(found.zones or ()):
         for r, zone in enumerate(row):
             z = zones(points.make_model(m), points.total, work.batches[r], selections=PAIR)
             assert (z.zone, z.variation) == (zone, float(found.variations[m, r]))
+            assert z.replayed_variation == float(found.replayed[m, r])
             seen.add(zone)
     assert seen == {"regular", "compensation", "bifurcation"}
     plain = estimate_volume(sampling(zones=False), points=12)
     assert torch.equal(plain.variations, found.variations)
     assert plain.zones is None
+    assert plain.replayed is None
 
 
 def test_the_sample_size_follows_from_the_margin() -> None:
@@ -177,7 +180,7 @@ def test_lenet_on_digits_bifurcates_in_16_bits_and_not_in_64(
 ) -> None:
     """The ends of table 2, without a threshold."""
 
-    def shares(dtype: torch.dtype) -> dict:
+    def found(dtype: torch.dtype) -> Volume:
         work = Sampling(
             make_model=lambda number: lenet(number, dtype),
             loss_fn=cross_entropy,
@@ -185,10 +188,14 @@ def test_lenet_on_digits_bifurcates_in_16_bits_and_not_in_64(
             selections=PAIR,
             zones=True,
         )
-        return estimate_volume(work, points=2).zone_shares() or {}
+        return estimate_volume(work, points=2)
 
-    assert shares(torch.bfloat16)["bifurcation"] == 1.0
-    assert shares(torch.float64) == {"regular": 0.0, "compensation": 1.0, "bifurcation": 0.0}
+    narrow, wide = found(torch.bfloat16), found(torch.float64)
+    assert (narrow.zone_shares() or {})["bifurcation"] == 1.0
+    assert wide.zone_shares() == {"regular": 0.0, "compensation": 1.0, "bifurcation": 0.0}
+    assert narrow.replayed is not None
+    assert not torch.equal(narrow.replayed, narrow.variations)
+    assert 0.5 < float((narrow.replayed / narrow.variations).median()) < 2
 
 
 def test_the_text_has_both_shares_and_their_margins() -> None:

@@ -5,7 +5,7 @@ active set, every decision. The backward pass runs again, in any format and unde
 In float64 that tells apart what differs over the reals from what only rounding makes differ.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from numgeom.nonsmooth.kinks import AbstractKink, Family
+from numgeom.nonsmooth.paths import ancestors, outputs_of
 from numgeom.nonsmooth.selection import KINKS, Selection
 from numgeom.nonsmooth.sites import Site, Sites, find_sites
+from numgeom.nonsmooth.uncovered import Candidate, is_tied, without_rule
 from numgeom.ops.entry import Kind
 from numgeom.ops.selection import OpCall, SelectionError, op_call
 from numgeom.ops.table import OPS
@@ -51,6 +53,15 @@ class FrozenStep:
 
     Args:
         program: The step.
+
+    Attributes:
+        program: The step.
+        sites: Which backward calls differentiate which kink.
+        needed: The nodes that the gradients depend on.
+        values: Values of the forward pass, as they were computed.
+        ties: The tied units that selections reach.
+        uncovered: Calls between parameters and loss that stand on a kink that no selection
+            reaches (`numgeom.nonsmooth.uncovered`).
     """
 
     def __init__(self, program: Program) -> None:
@@ -58,8 +69,10 @@ class FrozenStep:
         self.program = program
         self.sites: Sites = find_sites(program)
         self.needed = _needed_calls(program)
-        self.values = self._freeze()
+        candidates = [c for c in without_rule(program) if c.node not in self.sites.origin]
+        self.values = self._freeze(candidates)
         self.ties: tuple[TiedCall, ...] = tuple(self._find_ties())
+        self.uncovered = tuple(c.node for c in candidates if is_tied(c, self.values))
 
     def gradients(
         self,
@@ -92,15 +105,17 @@ class FrozenStep:
     @property
     def differentiates_a_gradient(self) -> bool:
         """Whether the loss depends on what a backward call of a kink computed."""
-        loss = _outputs(self.program)["loss"]
-        before = _ancestors({loss}) if isinstance(loss, fx.Node) else set()
+        loss = outputs_of(self.program)["loss"]
+        before = ancestors({loss}) if isinstance(loss, fx.Node) else set()
         return any(site.last in before for site in self.sites.found)
 
-    def _freeze(self) -> dict[fx.Node, Any]:
-        """The values of the forward pass that the backward pass or a kink needs."""
+    def _freeze(self, candidates: Iterable[Candidate]) -> dict[fx.Node, Any]:
+        """The values of the forward pass that the backward pass, a kink or a candidate needs."""
         origin = self.sites.origin
         forward = {n for n in self.program.graph.nodes if _is_forward(n) or n in origin}
-        wanted = _ancestors({site.forward for site in self.sites.found})
+        wanted = ancestors({site.forward for site in self.sites.found})
+        for each in candidates:
+            wanted |= {each.node, *each.node.all_input_nodes}
         for node in self.program.graph.nodes:
             if node.op == "output" or (node in self.needed and node not in forward):
                 wanted |= set(node.all_input_nodes) & forward
@@ -234,20 +249,5 @@ def _is_forward(node: fx.Node) -> bool:
 
 def _needed_calls(program: Program) -> set[fx.Node]:
     """The nodes that the gradients depend on."""
-    gradients = _outputs(program)["gradients"].values()
-    return _ancestors({n for n in gradients if isinstance(n, fx.Node)})
-
-
-def _outputs(program: Program) -> Any:
-    return next(n for n in program.graph.nodes if n.op == "output").args[0]
-
-
-def _ancestors(nodes: set[fx.Node]) -> set[fx.Node]:
-    """These nodes and all that they are computed from."""
-    waiting, found = list(nodes), set(nodes)
-    while waiting:
-        for source in waiting.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                waiting.append(source)
-    return found
+    gradients = outputs_of(program)["gradients"].values()
+    return ancestors({n for n in gradients if isinstance(n, fx.Node)})

@@ -64,7 +64,7 @@ class Hull:
             not zero.
         guarantee: That of `below` and `above`. PROVED without ties; CERTIFIED with ties, since
             pieces were compared by random evaluation; NONE if the rounding of some backward call
-            behind a kink is not known.
+            behind a kink is not known, or if a call stands on a kink that is not covered.
         unmatched: Calls with kinks that the hull does not cover, as in `Zones`.
     """
 
@@ -193,8 +193,8 @@ def hull_of(
         n_units=moving,
         n_inert=sum(len(tie.kink.units) for tie in step.ties) - moving,
         method="differences" if edges <= max_pullbacks else "intervals",
-        guarantee=guarantee if known else Guarantee.NONE,
-        unmatched=tuple(_place(node) for node in step.sites.unmatched),
+        guarantee=guarantee if known and not step.uncovered else Guarantee.NONE,
+        unmatched=tuple(_place(node) for node in (*step.sites.unmatched, *step.uncovered)),
     )
 
 

@@ -1,5 +1,6 @@
 """How is work on numbered pieces divided among processes, here and under torchrun?"""
 
+import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,7 @@ class Share:
         if distributed.is_initialized():
             return cls(distributed.get_rank(), distributed.get_world_size())
         if distributed.is_torchelastic_launched():
-            distributed.init_process_group("gloo")
+            _make_group()
             return cls(distributed.get_rank(), distributed.get_world_size(), True)
         return cls()
 
@@ -109,6 +110,20 @@ def is_first_process() -> bool:
     if distributed.is_initialized():
         return distributed.get_rank() == 0
     return not distributed.is_torchelastic_launched() or int(os.environ.get("RANK", "0")) == 0
+
+
+# torchrun's store outlives a group: what a later group writes there needs names of its own.
+_GROUPS = itertools.count()
+
+
+def _make_group() -> None:
+    # Here, since a torch that was built without distributed has no such modules.
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, world = next(rendezvous("env://"))
+    store = PrefixStore(f"numgeom-{next(_GROUPS)}", store)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
 
 
 def _one_thread() -> None:

@@ -52,7 +52,7 @@ class Survey:
         """
         return "\n".join(
             [
-                f"Zone: {_ZONES[self.zones.zone]}",
+                f"Zone: {_ZONES[self.zones.zone]}" + (_UNCOVERED if self.zones.unmatched else ""),
                 *_indented(str(self.zones).splitlines()[1:]),
                 *_units(self.zones.ties, rows),
                 _criterion(self.zones),
@@ -167,6 +167,8 @@ _ZONES = {
     "the reals.",
     "bifurcation": "bifurcation. The gradient depends on which derivative is taken at ties.",
 }
+
+_UNCOVERED = " Calls that are not covered, named below, are left out of this."
 
 
 def _criterion(zones: Zones) -> str:

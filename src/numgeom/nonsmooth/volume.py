@@ -91,7 +91,11 @@ class Sampling:
             ]
             return {"variations": found}
         seen = [zones(model, self.loss_fn, b, selections=self.selections) for b in self.batches]
-        return {"variations": [z.variation for z in seen], "zones": [z.zone for z in seen]}
+        return {
+            "variations": [z.variation for z in seen],
+            "zones": [z.zone for z in seen],
+            "replayed": [z.replayed_variation for z in seen],
+        }
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,12 @@ class Volume:
     Attributes:
         variations: D_mr, float64 [M, R].
         zones: The zone of each pair, M tuples of R; None if they were not asked for.
+        replayed: The variations with the backward pass replayed in float64, [M, R]; None likewise.
     """
 
     variations: Tensor
     zones: tuple[tuple[Zone, ...], ...] | None = None
+    replayed: Tensor | None = None
 
     @property
     def n_points(self) -> int:
@@ -228,8 +234,10 @@ def estimate_volume(
         done = mine.joined(done)
     rows = [done[m] for m in range(points)]
     variations = torch.tensor([row["variations"] for row in rows], dtype=torch.float64)
-    seen = tuple(tuple(row["zones"]) for row in rows) if sampling.zones else None
-    return Volume(variations, seen)
+    if not sampling.zones:
+        return Volume(variations)
+    replayed = torch.tensor([row["replayed"] for row in rows], dtype=torch.float64)
+    return Volume(variations, tuple(tuple(row["zones"]) for row in rows), replayed)
 
 
 def _worst(row: Sequence[Zone]) -> Zone:

@@ -93,7 +93,8 @@ class Zones:
         details: All norms of the variation, per parameter as well.
         replayed_details: All norms of the replayed variation.
         unmatched: Calls with kinks whose backward calls were not found, because no gradient flows
-            there or because the formula is not known: the verdict does not cover them.
+            there or because the formula is not known, and calls that stand on a kink that no
+            selection reaches, as ties in `sort`: the verdict does not cover them.
     """
 
     zone: Zone
@@ -191,7 +192,7 @@ def zones_of(
         moved,
         computed,
         replayed,
-        tuple(_place(node) for node in step.sites.unmatched),
+        tuple(_place(node) for node in (*step.sites.unmatched, *step.uncovered)),
     )
 
 
