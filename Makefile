@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python -m
 PIP := $(RUN) pip --disable-pip-version-check install --constraint constraints.txt
 # One thread per process: the tests fill the cores with worker processes instead.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-BENCHMARKS := $(filter-out benchmarks/figures.py,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out benchmarks/figures.py benchmarks/tiny_models.py,$(wildcard benchmarks/*.py))
 
 .PHONY: demo test check format lint types bench clean
 .NOTPARALLEL:

@@ -2,6 +2,8 @@
 
 import os
 import random
+import warnings
+from collections.abc import Iterator
 
 # Before the first import of transformers: nothing is downloaded, whatever a test asks for.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,6 +27,14 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def quiet_libraries() -> Iterator[None]:
+    """Let torch and transformers warn of what tests do to them on purpose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 from typer.testing import CliRunner
@@ -35,6 +36,7 @@ def test_sources_are_a_tree_and_json() -> None:
     assert "Sources of the error" in text
     assert "█" in text
     assert "threshold_backward (kink)" in text  # crossings carry the error in 16 bits
+    assert re.search(r"Causes of the error .*\d% kink", text)
     document = json.loads(run("example:digits-mlp", "--sources", "--json").stdout)
     shares = [each["error_share"] for each in document["sources"]["sources"]]
     assert abs(sum(shares) - 1.0) < 1e-6
@@ -57,3 +59,17 @@ def test_a_certificate_shows_its_sources() -> None:
         CliRunner().invoke(app, ["certify", "example:digits-mlp", "--sources", "--json"]).stdout
     )
     assert abs(sum(each["error_share"] for each in document["sources"]) - 1.0) < 1e-6
+
+
+def test_stored_activations_and_bits() -> None:
+    result = run("example:digits-mlp", "--stored-as", "int8", "--bits", "1e-2")
+    assert result.exit_code == 0, result.stderr
+    assert "activations stored as int8" in result.stdout
+    assert "Significant bits needed, by kind" in result.stdout
+    assert "MLP" in result.stdout
+    document = json.loads(run("example:digits-mlp", "--bits", "1e-2", "--json").stdout)
+    assert {row["part"] for row in document["bits_by_module"]} >= {"layers.0"}
+    assert all(row["error"] <= 1e-2 for row in document["bits_by_kind"])
+    wrong = run("example:digits-mlp", "--stored-as", "papyrus")
+    assert wrong.exit_code == 2
+    assert "int8" in wrong.stderr

@@ -51,3 +51,20 @@ def test_several_formats_can_be_given() -> None:
     result = run("example:digits-mlp", "--tolerance", "1e-2", *arguments)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.count("\n") == 1
+
+
+def test_formats_are_separated_by_commas_and_may_be_emulated() -> None:
+    document = json.loads(
+        run("example:digits-mlp", "--tolerance", "0.3", "--formats", "float8_e4m3fn, float32",
+            "--json").stdout
+    )  # fmt: skip
+    assert set(document["formats"].values()) <= {"float8_e4m3fn", "float32"}
+    assert document["low_precision_share"] > 0
+    assert document["holds"] is True
+
+
+def test_unknown_formats_list_the_known_ones() -> None:
+    result = run("example:digits-mlp", "--tolerance", "0.1", "--formats", "bfloat16,fp7")
+    assert result.exit_code == 2
+    assert "fp7" in result.stderr
+    assert "float8_e4m3fn" in result.stderr

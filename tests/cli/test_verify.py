@@ -33,12 +33,39 @@ def test_a_changed_file_and_another_target_fail(saved: Path) -> None:
     other = run("verify", str(saved), "--target", "example:digits-mlp-deep")
     assert other.exit_code == 1
     assert "another step" in other.stdout
+    assert "names the target example:digits-mlp." in other.stdout
     document = json.loads(saved.read_text())
     document["total"]["error_bound"] /= 2
     saved.write_text(json.dumps(document))
     tampered = run("verify", str(saved), "--json")
     assert tampered.exit_code == 1
-    assert any("total.error_bound" in d for d in json.loads(tampered.stdout)["differences"])
+    found = json.loads(tampered.stdout)
+    assert (found["verified"], found["verdict"], found["same_step"]) == (False, "changed", True)
+    assert any("total.error_bound" in d for d in found["differences"])
+    shown = run("verify", str(saved), "--quiet")
+    assert shown.exit_code == 1
+    assert "the file was changed after it was written: total.error_bound" in shown.stdout
+
+
+def test_a_certificate_with_entry_wise_bounds_and_a_file_from_standard_output(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "result.pt"
+    made = run("certify", "example:digits-mlp", "--save", str(path), "--json")
+    assert run("verify", str(path)).exit_code == 0
+    (tmp_path / "printed.json").write_text(made.stdout)
+    assert run("verify", str(tmp_path / "printed.json")).exit_code == 0
+
+
+def test_a_certificate_without_a_step_and_unknown_options_are_usage_errors(saved: Path) -> None:
+    document = json.loads(saved.read_text())
+    del document["provenance"]["target"]
+    saved.write_text(json.dumps(document))
+    result = run("verify", str(saved))
+    assert result.exit_code == 2
+    assert "--target" in result.stderr
+    assert run("verify", str(saved), "--target", "nowhere.py:f").exit_code == 2
+    assert run("verify").exit_code == 2
 
 
 def test_files_that_are_no_certificates_are_one_sentence(tmp_path: Path) -> None:

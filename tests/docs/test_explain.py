@@ -85,6 +85,38 @@ def test_a_roundoff_that_is_too_small_is_caught(
     assert max(ratios(explain, 3, 0)) > 1
 
 
+def test_a_sensitivity_that_is_too_small_is_caught(
+    explain: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = explain.sensitivity
+    monkeypatch.setattr(
+        explain, "sensitivity", lambda *a: {k: v * 1e-6 for k, v in honest(*a).items()}
+    )
+    assert max(ratios(explain, 3, 0)) > 1
+
+
+def test_the_second_order_term_alone_can_break_the_bound(
+    explain: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """x = w a - c is 0 as computed and 1e-17 over the reals; x * x is seen to second order only."""
+    calls = [
+        explain.Call("product", "mul", "w", "a"),
+        explain.Call("x", "add", "product", "c"),
+        explain.Call("dW", "mul", "x", "x"),
+    ]
+    inputs = {"w": 0.1, "a": 3.3, "c": -(0.1 * 3.3)}
+    values = explain.evaluate(calls, {k: np.array([[v]]) for k, v in inputs.items()})
+    assert values["x"] == 0
+    true = exact(calls, {k: np.array([[v]]) for k, v in inputs.items()})
+    error = distance(true["dW"], values["dW"])
+    assert error > 0
+    assert error <= explain.radii(calls, values)["dW"]
+    monkeypatch.setattr(explain, "second_order", lambda call, scale: np.zeros((1, 1)))
+    monkeypatch.setattr(explain, "TINY", 0.0)
+    values["dW"] = values["dW"] + 1e-60  # a scale must not be zero
+    assert error > explain.radii(calls, values)["dW"]
+
+
 def test_where_the_theorem_does_not_apply_there_is_no_bound(
     explain: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """numgeom estimate: how large will the error of the gradient be, and where does it come from?"""
 
+import dataclasses
 import json
 from typing import Annotated
 
@@ -34,10 +35,27 @@ def _estimate(
             show_default="as the step runs",
         ),
     ] = None,
+    stored_as: Annotated[
+        str | None,
+        typer.Option(
+            help="How values wait for the backward pass: a format (float16, float8_e4m3fn, ...), "
+            "int8, or recomputed (checkpointing whose kernels round otherwise).",
+            show_default="as they were computed",
+        ),
+    ] = None,
     sources: Annotated[
         bool, typer.Option("--sources", help="Also say where the error comes from, as a tree.")
     ] = False,
-    samples: Annotated[int, typer.Option(min=2, help="Noisy replays.")] = 3,
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            metavar="TOLERANCE",
+            help="Also find the smallest mantissa of every kind of op and module that keeps this "
+            "relative error.",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Noisy replays.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="One line of result.")] = False,
     dtype: Annotated[
@@ -63,24 +81,39 @@ def _estimate(
             step = loaded(target, dtype, seed, epochs, device, advance)
             advance("estimating", 0, 0)
             found = estimate(
-                step.model, step.loss_fn, step.batch, format=format, samples=samples, seed=seed
+                step.model,
+                step.loss_fn,
+                step.batch,
+                format=format,
+                stored_as=stored_as,
+                samples=samples,
+                seed=seed,
             )
             if sources:
                 advance("looking for the sources", 0, 0)
                 found.sources()
+            parts = {}
+            if bits is not None:
+                advance("trying bits", 0, 0)
+                parts = {by: found.bits(bits, by=by) for by in ("kind", "module")}
         if as_json:
             said = provenance(step, seed=seed, epochs=epochs, device=device)
             document = {**found.to_document(), "provenance": said}
             if sources:
                 document["sources"] = found.sources().to_document()
+            for by, needs in parts.items():
+                document[f"bits_by_{by}"] = [dataclasses.asdict(need) for need in needs.values()]
             typer.echo(json.dumps(document, indent=2, allow_nan=False))
             return
         if quiet:
             typer.echo(str(found))
             return
-        from numgeom.report.estimate import estimate_view
+        from numgeom.report.estimate import bits_view, estimate_view
         from numgeom.report.sources import sources_view
 
         console().print(estimate_view(found, rows=rows))
         if sources:
             console().print(sources_view(found.sources().for_certificate()))
+            console().print(str(found.sources()), markup=False, highlight=False)
+        for by, needs in parts.items():
+            console().print(bits_view(needs.values(), by=by))

@@ -17,8 +17,8 @@ app = typer.Typer()
     "plan",
     epilog="Examples:\n\n"
     "  [bold]numgeom plan example:digits-lenet --tolerance 1e-2[/]\n\n"
-    "  [bold]numgeom plan train.py:make_step --tolerance 3e-2 --format bfloat16 --format float16 "
-    "--format float32 --save plan.json[/]",
+    "  [bold]numgeom plan train.py:make_step --tolerance 3e-2 "
+    "--formats float8_e4m3fn,bfloat16,float32 --save plan.json[/]",
 )
 def _plan(
     target: Annotated[
@@ -31,11 +31,14 @@ def _plan(
     tolerance: Annotated[
         float, typer.Option(help="Relative error, 2-norm, that the whole gradient may have.")
     ],
-    format: Annotated[
+    formats: Annotated[
         list[str] | None,
         typer.Option(
-            help="A format to choose from; give the option once per format.",
-            show_default="bfloat16 and float32",
+            "--formats",
+            "--format",
+            help="Formats to choose from, separated by commas, or the option once per format: "
+            "float32, tf32, bfloat16, float16, float8_e4m3fn, float8_e5m2.",
+            show_default="bfloat16,float32",
         ),
     ] = None,
     save: Annotated[
@@ -55,6 +58,7 @@ def _plan(
 
     Exit code 1 if the plan, run for real, does not keep the tolerance.
     """
+    given = formats or ["bfloat16,float32"]
     with clean_errors(debug):
         from numgeom.precision import plan_precision
         from numgeom.report import console, progress_bar
@@ -68,7 +72,7 @@ def _plan(
                 step.loss_fn,
                 step.batch,
                 tolerance=tolerance,
-                formats=tuple(format or ("bfloat16", "float32")),
+                formats=[f.strip() for each in given for f in each.split(",") if f.strip()],
             )
             advance("running the plan", 0, 0)
             checked = plan.verify(step.batch) if verify else None

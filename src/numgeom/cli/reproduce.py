@@ -26,7 +26,9 @@ class Scale(enum.StrEnum):
     "reproduce",
     epilog="Examples:\n\n"
     "  [bold]numgeom reproduce[/]  lists what there is\n\n"
-    "  [bold]numgeom reproduce table1 --out results[/]",
+    "  [bold]numgeom reproduce table1 --out results[/]\n\n"
+    "  [bold]torchrun --nproc-per-node 4 -m numgeom reproduce maxpool-table2 --scale paper "
+    "--data DIR --out results[/]",
 )
 def _reproduce(
     name: Annotated[
@@ -62,13 +64,15 @@ def _reproduce(
         from numgeom.cli.steps import check_device
         from numgeom.experiments.reproduction import ReproductionError, Settings
         from numgeom.experiments.reproductions import find_reproduction
+        from numgeom.nonsmooth.sharing import is_first_process
         from numgeom.report import progress_bar
 
         found = find_reproduction(name)
         check_device(device)
         if data is not None and not data.is_dir():
             raise ReproductionError(f"--data must name a folder with data files; {data} is none.")
-        with progress_bar(quiet=quiet or as_json) as advance:
+        first = is_first_process()  # of those that torchrun started
+        with progress_bar(quiet=quiet or as_json or not first) as advance:
             outcome = found.run(
                 Settings(
                     scale=scale.value,
@@ -79,6 +83,8 @@ def _reproduce(
                     progress=advance,
                 )
             )
+        if not first:
+            return
         paths = () if out is None else outcome.save(out)
         if as_json:
             typer.echo(outcome.to_json())

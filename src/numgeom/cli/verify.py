@@ -39,7 +39,11 @@ def _verify(
 ) -> None:
     """Make a certificate again, from the step and the seeds that it names, and compare.
 
-    Exit code 1 if anything differs: a changed file, another step, other bits.
+    It is compared bit for bit. Where bits differ, the answer says whether the file was changed
+    after it was written, is about another step, or was made elsewhere, where other bits may be
+    right.
+
+    Exit code 0 if verified, 1 if not, 2 if there is nothing to verify: no certificate, no step.
     """
     with clean_errors(debug):
         from numgeom.certificate import Certificate
@@ -65,11 +69,17 @@ def _verify(
                 "schema": "numgeom.verification",
                 "version": 1,
                 "verified": found.verified,
+                "target": name,
+                "named_target": said.get("target"),
+                "verdict": found.verdict.value,
+                "same_step": found.same_step,
                 "differences": list(found.differences),
                 "circumstances": list(found.circumstances),
             }
             typer.echo(json.dumps(document, indent=2))
         else:
             typer.echo(str(found))
+            if target is not None and said.get("target") not in (None, target):
+                typer.echo(f"The certificate itself names the target {said['target']}.")
     if not found:
         raise typer.Exit(1)
