@@ -55,8 +55,15 @@ def _parts(x: Tensor, r: Tensor) -> list[tuple[Tensor, Tensor]]:
     found = []
     for k in range(x.shape[-1]):
         s, e = size[..., k], r[..., k]
-        second = add_up(mul_up(second, add_up(s, e)), mul_up(first, e))
-        first = add_up(mul_up(first, s), mul_up(product, e))
+        exact = e == 0  # then no bound of a product that overflows counts: 0 times it is 0
+        second = add_up(
+            torch.where(exact & (second == 0), 0.0, mul_up(second, add_up(s, e))),
+            torch.where(exact, 0.0, mul_up(first, e)),
+        )
+        first = add_up(
+            torch.where(first == 0, 0.0, mul_up(first, s)),
+            torch.where(exact, 0.0, mul_up(product, e)),
+        )
         product = mul_up(product, s)
         found.append((first, second))
     return found
