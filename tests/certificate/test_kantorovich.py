@@ -4,18 +4,16 @@ import math
 from dataclasses import replace
 from functools import partial
 
-import flint
 import pytest
 import torch
-from flint import arb
 
-from numgeom.certificate.kantorovich import KantorovichResult, kantorovich
+from numgeom.certificate.kantorovich import kantorovich
 from numgeom.ops.entry import Op
 from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program, record
-from tests.oracle.exact_program import contains, exact_gradients
 from tests.oracle.networks import random_program
 from tests.oracle.numbers import UndecidedError
+from tests.oracle.radii import ratios
 from tests.oracle.workloads import opened_workload
 
 NAMES = (
@@ -27,41 +25,13 @@ NAMES = (
 pytestmark = pytest.mark.usefixtures("quiet_libraries")
 
 
-def _ratios(program: Program, result: KantorovichResult) -> tuple[float, float, float]:
-    """Largest error / radius: by norm per parameter, of the total, entry by entry."""
-    exact = exact_gradients(program)
-    before, flint.ctx.prec = flint.ctx.prec, 200
-    try:
-        squares = {
-            k: sum(
-                ((e - arb(m)) ** 2 for e, m in zip(
-                    exact[k].reshape(-1), result.midpoints[k].reshape(-1).tolist(), strict=True
-                )),
-                arb(0),
-            )
-            for k in exact
-        }  # fmt: skip
-        norms = max(_ratio(squares[k].sqrt(), result.norm_radii[k]) for k in exact)
-        total = _ratio(sum(squares.values(), arb(0)).sqrt(), result.total_radius)
-    finally:
-        flint.ctx.prec = before
-    entries = max(contains(exact[k], result.midpoints[k], result.entry_radii[k]) for k in exact)
-    return norms, total, entries
-
-
-def _ratio(error: arb, radius: float) -> float:
-    if radius == 0:
-        return 0.0 if error < arb(2) ** -150 else math.inf
-    return float((error / arb(radius)).upper())
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_exact_gradient_is_within_the_radii(name):
     program = opened_workload(name)
     result = kantorovich(program)
     assert result.holds, result.reason
     assert result.h < 1
-    assert max(_ratios(program, result)) <= 1
+    assert max(ratios(program, result)) <= 1
     size = math.hypot(*(float(m.norm()) for m in result.midpoints.values()))
     assert result.total_radius < 1e-8 * size
 
@@ -76,7 +46,7 @@ def _check_random(seeds: range) -> float:
             assert result.reason
             continue
         try:
-            ratio = max(_ratios(program, result))
+            ratio = max(ratios(program, result))
         except UndecidedError:
             continue
         held += 1
@@ -114,7 +84,7 @@ def test_too_small_rounding_is_caught():
 
     result = kantorovich(program, ops=_changed(careless, {op.name for op in OPS}))
     assert result.holds
-    assert max(_ratios(program, result)) > 1
+    assert max(ratios(program, result)) > 1
 
 
 def test_without_curvature_the_constant_is_zero():
