@@ -125,8 +125,9 @@ def test_the_result_can_be_printed_saved_and_loaded(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("no json", "JSON"),
-        ("[]", "no tracking result"),
-        ('{"schema": "numgeom.tracking", "schema_version": 2}', "damaged"),
+        ("[]", "its top is no object"),
+        ("{}", "without a schema"),
+        ('{"schema": "numgeom.tracking", "version": 2}', "damaged"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:

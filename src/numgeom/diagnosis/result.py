@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from numgeom.errors import FileFormatError
+from numgeom.results import store
 
 SCHEMA = "numgeom.diagnosis"
 VERSION = 1
@@ -201,15 +202,12 @@ class Diagnosis:
             raise FileFormatError(f"this diagnosis is damaged ({error!r})") from error
 
     def save(self, path: str | Path) -> None:
-        """Write `to_json` to a file.
+        """Write the diagnosis to a file; as JSON if its name ends in ".json".
 
         Raises:
             FileFormatError: if the file cannot be written.
         """
-        try:
-            Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
-        except OSError as error:
-            raise FileFormatError(f"{path} cannot be written: {error.strerror}.") from error
+        store.write(path, self.to_document())
 
     @classmethod
     def load(cls, path: str | Path) -> "Diagnosis":
@@ -218,12 +216,9 @@ class Diagnosis:
         Raises:
             FileFormatError: if the file is not there, or holds something else.
         """
+        document, _ = store.read(path, schema=SCHEMA, version=VERSION)
         try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FileFormatError(f"{path} cannot be read as JSON: {error}.") from error
-        try:
-            return cls.from_document(document if isinstance(document, dict) else {})
+            return cls.from_document(document)
         except FileFormatError as error:
             raise FileFormatError(f"{path}: {error}.") from error
 

@@ -1,6 +1,5 @@
 """What did the error functionals of one step come to?"""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from typing import Any
 from numgeom.errors import FileFormatError
 from numgeom.functionals.composition import bits_for
 from numgeom.functionals.functional import ErrorFunctional
+from numgeom.results import store
 
 SCHEMA = "numgeom.tracking"
 SCHEMA_VERSION = 2
@@ -102,19 +102,18 @@ class TrackingResult:
 
     def to_json(self) -> str:
         """All numbers as JSON; infinities are written as null."""
-        document = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **asdict(self)}
-        return json.dumps(_finite(document), indent=2, allow_nan=False)
+        return store.to_text(self._document())
+
+    def _document(self) -> dict[str, Any]:
+        return _finite({"schema": SCHEMA, "version": SCHEMA_VERSION, **asdict(self)})
 
     def save(self, path: str | Path) -> None:
-        """Write `to_json` to a file.
+        """Write all numbers to a file; as JSON if its name ends in ".json".
 
         Raises:
             FileFormatError: if the file cannot be written.
         """
-        try:
-            Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
-        except OSError as error:
-            raise FileFormatError(f"{path} cannot be written: {error.strerror}.") from error
+        store.write(path, self._document())
 
     @classmethod
     def load(cls, path: str | Path) -> "TrackingResult":
@@ -123,16 +122,7 @@ class TrackingResult:
         Raises:
             FileFormatError: if the file is not there, or holds something else.
         """
-        try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FileFormatError(f"{path} cannot be read as JSON: {error}.") from error
-        found = document if isinstance(document, dict) else {}
-        if (found.get("schema"), found.get("schema_version")) != (SCHEMA, SCHEMA_VERSION):
-            raise FileFormatError(
-                f"{path} holds no tracking result of version {SCHEMA_VERSION}; write it again with "
-                "save()."
-            )
+        found, _ = store.read(path, schema=SCHEMA, version=SCHEMA_VERSION)
         try:
             return cls(
                 found["guarantee"],
