@@ -284,3 +284,24 @@ def test_the_users_step_runs_to_its_end_although_it_cannot_be_recorded():
     with pytest.raises(RecordingError), record(model):
         model(torch.tensor([1, 2])).sum().backward()
     assert model.weight.grad is not None
+
+
+def test_a_program_that_is_asked_for_late_is_that_of_the_step() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    with record(model) as recording:
+        model(torch.randn(4, 3)).square().mean().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.grad.mul_(0.0)
+            p.add_(1.0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        program = recording.program
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert program.default_dtype is torch.float32
+    assert recording.program is program
+    for found in (program.recorded.gradients, program.replay(None).gradients):
+        assert all(torch.equal(found[name], g) for name, g in expected.items())
