@@ -15,9 +15,12 @@ from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from numgeom.errors import RecordingError
 from numgeom.recording.build import build_program
 from numgeom.recording.calls import CallInfo, TensorMeta
 from numgeom.recording.complex_pairs import Pairs, is_about_complex_numbers
+from numgeom.recording.log import Log
+from numgeom.recording.problems import describe
 from numgeom.recording.program import Program, Replay
 from numgeom.recording.recorder import Recorder
 from numgeom.recording.references import REFERENCES
@@ -153,18 +156,25 @@ def decompose_anchored(
 def _decompose(
     program: Program, device: torch.device | str | None, *, anchored: bool
 ) -> tuple[Program, dict[fx.Node, fx.Node]]:
-    recorder = _OpenedRecorder()
-    interpreter = _Reader(program, recorder, device)
+    log = Log()
+    recorder = _OpenedRecorder(log)
+    interpreter = _Reader(program, recorder, log, device)
     interpreter.anchors = {} if anchored else None
-    result = interpreter.evaluate()
-    read = recorder.storages.read
-    anchors = interpreter.anchors or {}
-    outputs: dict[str, Any] = {
-        "gradients": {name: read(t) for name, t in result.gradients.items()},
-        "loss": None if result.loss is None else read(result.loss),
-        "updates": {name: read(t) for name, t in result.updates.items()},
-        "anchors": list(anchors.values()),
-    }
+    try:
+        result = interpreter.evaluate()
+        read = interpreter.read
+        anchors = interpreter.anchors or {}
+        outputs: dict[str, Any] = {
+            "gradients": {name: read(t) for name, t in result.gradients.items()},
+            "loss": None if result.loss is None else read(result.loss),
+            "updates": {name: read(t) for name, t in result.updates.items()},
+            "anchors": list(anchors.values()),
+        }
+        recorder.play()
+    finally:
+        log.memories.close()
+    if log.problems:
+        raise RecordingError(describe(log.problems.values()))
     opened = build_program(
         recorder.entries,
         outputs,
@@ -226,21 +236,28 @@ class _Reader(ProgramInterpreter):
 
     opens = True
 
-    def __init__(self, program: Program, recorder: Recorder, device: Any) -> None:
+    def __init__(self, program: Program, recorder: Recorder, log: Log, device: Any) -> None:
         super().__init__(program, dtype=torch.float64, device=device)
         self._recorder = recorder
-        self._mode = _OpeningMode(recorder)
+        self._log = log
+        self._mode = _OpeningMode(log)
         self.anchors: dict[fx.Node, Value] | None = None
 
     def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         value = super().run_node(node, values)
         if self.anchors is not None and isinstance(value, Tensor) and value.is_floating_point():
-            self.anchors[node] = self._recorder.storages.read(value)
+            self.anchors[node] = self.read(value)
         return value
+
+    def read(self, tensor: Tensor) -> Value:
+        """What a tensor of the replay is in the opened program, now."""
+        seen = self._log.memories.look(tensor)
+        self._recorder.play()
+        return self._recorder.read(seen)
 
     def constant(self, node: fx.Node) -> torch.Tensor:
         tensor = super().constant(node)
-        self._recorder.announce(tensor, node.meta["role"], node.meta["name"])
+        self._log.memories.announce(tensor, node.meta["role"], node.meta["name"])
         self._mode.pairs.know_constant(tensor)
         return tensor
 
@@ -254,9 +271,9 @@ class _Reader(ProgramInterpreter):
 
 
 class _OpeningMode(TorchDispatchMode):
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, log: Log) -> None:
         super().__init__()
-        self._recorder = recorder
+        self._log = log
         self._table = decompositions()
         self.pairs = Pairs()
         self.info = CallInfo("forward", "", "")
@@ -286,9 +303,9 @@ class _OpeningMode(TorchDispatchMode):
         return self._recorded(func, args, kwargs)
 
     def _recorded(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-        token = self._recorder.before(func, args, kwargs)
+        token = self._log.before(func, args, kwargs)
         outputs = func(*args, **kwargs)
-        self._recorder.after(token, outputs, self.info)
+        self._log.after(token, outputs, self.info)
         return outputs
 
     def _made(self, parts: Any) -> Any:

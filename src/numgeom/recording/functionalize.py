@@ -21,8 +21,8 @@ from torch._ops import OpOverload
 
 from numgeom.errors import UnsupportedOpError
 from numgeom.recording.references.entry import widened
-from numgeom.recording.values import Value, meta_of
-from numgeom.recording.variants import written_arguments
+from numgeom.recording.values import Value
+from numgeom.recording.variants import functional_variant, written_arguments
 
 aten = torch.ops.aten
 
@@ -97,14 +97,19 @@ class Treatment(Enum):
 
 
 class Traits(NamedTuple):
-    """What the recorder needs to know of an op, looked up once."""
+    """What needs to be known of an op to record its calls, looked up once."""
 
     op: OpOverload
     treatment: Treatment
     written: tuple[int, ...]
     takes_indices: bool  # its second argument is a list of index tensors
     has_defaults: bool  # `fill_defaults` does something
+    has_variant: bool  # where it writes: a functional op computes the same
+    plain: bool  # a pure function of its arguments as they are given
+    flips: bool  # sets the negative or the conjugate bit of a tensor
 
+
+_FLIPS = (aten._conj.default, aten._neg_view.default)
 
 # By id, since the hash of an op is a Python function; the traits keep the op alive.
 _TRAITS: dict[int, Traits] = {}
@@ -115,13 +120,22 @@ def traits_of(op: OpOverload) -> Traits:
     traits = _TRAITS.get(id(op))
     if traits is None:
         second = op._schema.arguments[1:2]
-        traits = _TRAITS[id(op)] = Traits(
+        treatment = _treatment(op)
+        takes_indices = any("Tensor" in str(a.type) and "List" in str(a.type) for a in second)
+        has_defaults = name_of(op) in _DEFAULTS
+        plain = treatment is Treatment.PURE and not (takes_indices or has_defaults)
+        written = written_arguments(op)
+        traits = Traits(
             op,
-            _treatment(op),
-            written_arguments(op),
-            any("Tensor" in str(a.type) and "List" in str(a.type) for a in second),
-            name_of(op) in _DEFAULTS,
+            treatment,
+            written,
+            takes_indices,
+            has_defaults,
+            has_variant=bool(written) and functional_variant(op) is not None,
+            plain=plain,
+            flips=op in _FLIPS,
         )
+        _TRAITS[id(op)] = traits
     return traits
 
 
@@ -181,7 +195,8 @@ def refuse_unsupported_tensor(tensor: torch.Tensor) -> None:
     Raises:
         UnsupportedOpError: names the kind and what to do.
     """
-    if tensor.layout is torch.strided and tensor.dtype not in _QUANTIZED and not tensor.is_meta:
+    plain = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_nested)
+    if plain and tensor.dtype not in _QUANTIZED:
         return
     if tensor.is_nested:
         raise UnsupportedOpError("a nested tensor is not supported; pad it to a dense one")
@@ -196,24 +211,6 @@ def refuse_unsupported_tensor(tensor: torch.Tensor) -> None:
 
 
 _QUANTIZED = frozenset({torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4})
-
-
-def has_mask(indices: Any) -> bool:
-    """Whether a boolean tensor is among the indices."""
-    return any(
-        isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices
-    )
-
-
-def frozen_mask_indices(indices: Any) -> list[Any]:
-    """Turn boolean index tensors into the positions that they chose in the recorded run."""
-    frozen: list[Any] = []
-    for index in indices:
-        if isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8):
-            frozen.extend(index.nonzero().unbind(1))
-        else:
-            frozen.append(index)
-    return frozen
 
 
 def fill_defaults(
@@ -254,10 +251,10 @@ _DEFAULTS: Mapping[str, Callable[..., Any]] = {
 
 def running_statistics(emit: Any, args: Any, read: Any, *, momentum: float) -> list[Value]:
     """New running mean and variance of batch norm: (1 − momentum) · old + momentum · batch."""
-    x = args[0]
-    dims = [0, *range(2, x.dim())]
-    meta = meta_of(args[3])
-    wide = emit(aten._to_copy.default, (read[0],), {"dtype": args[3].dtype}, meta_of(x))
+    x, running = args[0], args[3]
+    dims = [0, *range(2, len(x.shape))]
+    meta = running.meta()
+    wide = emit(aten._to_copy.default, (read[0],), {"dtype": running.dtype}, x.meta())
     mean = emit(aten.mean.dim, (wide, dims), {}, meta)
     var = emit(aten.var.correction, (wide, dims), {"correction": 1}, meta)
     new = []

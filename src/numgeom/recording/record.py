@@ -18,13 +18,17 @@ from torch import nn
 
 from numgeom.errors import RecordingError
 from numgeom.recording.build import build_program, circumstances
+from numgeom.recording.contents import clones
+from numgeom.recording.log import Log
 from numgeom.recording.modules import Named, named
 from numgeom.recording.problems import describe
 from numgeom.recording.program import Program, Replay
 from numgeom.recording.recorder import Recorder
-from numgeom.recording.storages import Storages
+from numgeom.recording.seen import Seen
 from numgeom.recording.stream import Stream
-from numgeom.recording.values import Constant, Value
+from numgeom.recording.values import Constant
+
+_Kept = tuple[Seen, torch.Tensor]  # where a result of the step lay, and a copy
 
 
 class Recording:
@@ -48,7 +52,7 @@ class Recording:
                 "model.requires_grad_(True), or unfreeze the part that you train"
             )
         self._model = model
-        self._recorder: Recorder | None = None
+        self._log: Log | None = None
         self._stream: Stream | None = None
         self._program: Program | None = None
         self._build: Callable[[], Program] | None = None
@@ -77,9 +81,9 @@ class Recording:
         """Start recording the calls of this thread."""
         if self._state != "new":
             raise RecordingError("a recording can be entered once; make a new one for each step")
-        names = {} if self._model is None else _names_of(self._model)
-        self._recorder = Recorder(names)
-        self._stream = Stream(self._recorder, model=self._model)
+        held = None if self._model is None else named(self._model)
+        self._log = Log({} if held is None else _names_of(held))
+        self._stream = Stream(self._log, held=held)
         self._stream.__enter__()
         self._collecting = gc.isenabled()
         gc.disable()
@@ -97,20 +101,23 @@ class Recording:
         The program is built when it is first asked for: many steps are watched and never looked at.
         """
         del error, trace
-        stream, recorder = self._stream, self._recorder
+        stream, log = self._stream, self._log
         assert stream is not None
-        assert recorder is not None
+        assert log is not None
         roots = list(stream.roots)
         stream.__exit__(None, None, None)
         if self._collecting:
             gc.enable()
-        self._stream = self._recorder = None
+        model, self._model = self._model, None
+        self._stream = self._log = None
         self._state = "failed"
-        if kind is None:
-            with torch.no_grad():
-                self._build = _finish(recorder, self._model, roots)
-            self._state = "closed"
-        self._model = None
+        try:
+            if kind is None:
+                with torch.no_grad():
+                    self._build = _finish(log, model, roots)
+                self._state = "closed"
+        finally:
+            log.memories.close()
 
 
 def record(model: nn.Module | None = None) -> Recording:
@@ -200,30 +207,30 @@ def _run_and_restore(step: Callable[[], Any], model: nn.Module | None) -> Progra
     recording = Recording(model)
     with _kept_gradients(parameters), _kept_random_state():
         recording.__enter__()
-        recorder = recording._recorder
-        assert recorder is not None
+        log = recording._log
+        assert log is not None
         try:
             with torch.enable_grad(), torch.inference_mode(False):
                 step()
         except BaseException as error:
             recording.__exit__(type(error), error, error.__traceback__)
-            _restore(recorder.storages)
+            _restore(log)
             raise
-        grads = {id(t): t.grad for t in recorder.leaves.values()} if model is None else {}
-        leaves = list(recorder.leaves.values())
+        grads = {id(t): t.grad for t in log.leaves.values()} if model is None else {}
+        leaves = list(log.leaves.values())
         try:
             recording.__exit__(None, None, None)
         finally:
-            _restore(recorder.storages)
+            _restore(log)
             for leaf in leaves:
                 if id(leaf) in grads:
-                    leaf.grad = recorder.first_grads.get(id(leaf))
+                    leaf.grad = log.first_grads.get(id(leaf))
     return recording.program
 
 
-def _restore(storages: Storages) -> None:
+def _restore(log: Log) -> None:
     with torch.no_grad():
-        storages.restore()
+        log.memories.restore()
 
 
 def _check_loss(loss: Any) -> None:
@@ -266,31 +273,24 @@ def _kept_random_state() -> Iterator[None]:
 # -- results -----------------------------------------------------------------------------
 
 
-def _names_of(model: nn.Module) -> dict[int, tuple[str, str]]:
-    found = named(model)
-    names = {id(b): ("buffer", name) for name, b in found.buffers.items()}
-    names |= {id(p): ("parameter", name) for name, p in found.parameters.items()}
+def _names_of(held: Named) -> dict[int, tuple[str, str]]:
+    names = {id(b): ("buffer", name) for name, b in held.buffers.items()}
+    names |= {id(p): ("parameter", name) for name, p in held.parameters.items()}
     return names
 
 
-def _finish(
-    recorder: Recorder, model: nn.Module | None, roots: list[nn.Module]
-) -> Callable[[], Program]:
+def _finish(log: Log, model: nn.Module | None, roots: list[nn.Module]) -> Callable[[], Program]:
     """Check a recording and copy its results; what is returned builds the program."""
-    if recorder.problems:
-        raise RecordingError(describe(recorder.problems.values()))
-    if not recorder.ran_backward:
+    if log.problems:
+        raise RecordingError(describe(log.problems.values()))
+    if not log.ran_backward:
         raise RecordingError(
             "no backward pass ran inside the recording; call loss.backward() before the block "
             "ends (torch.autograd.grad alone leaves no gradient on the parameters)"
         )
     held = None if model is None else named(model)
-    parameters = _parameters(recorder, held, roots)
-    for name, parameter in parameters.items():  # those of a step without a model get names now
-        first = recorder.leaf_values.get(id(parameter))
-        if first is not None and isinstance(first.origin, Constant):
-            first.origin.role, first.origin.name = "parameter", name
-    gradients, values = {}, {}
+    parameters = _parameters(log, held, roots)
+    touched: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
         grad = parameter.grad
         if grad is None:
@@ -300,24 +300,53 @@ def _finish(
                 f"the gradient of {name} is a sparse tensor, which is not supported; make the "
                 "embedding with sparse=False"
             )
-        value = recorder.storages.read(grad)
-        if not isinstance(value.origin, Constant):
-            gradients[name], values[name] = grad.detach().clone(), value
-    if not gradients:
+        if log.memories.was_touched(grad):
+            touched[name] = grad
+    gradients = _kept(log, touched)
+    updates = _kept(log, _written(log, parameters, held))
+    labels = {} if held is not None else {id(p): name for name, p in parameters.items()}
+    recorder = Recorder(log, labels)
+    build = functools.partial(_build, recorder, log, gradients, updates, circumstances())
+    if log.memories.uncertain or not gradients:  # what may fail fails when the block ends
+        program = build()
+        return lambda: program
+    return build
+
+
+def _build(
+    recorder: Recorder,
+    log: Log,
+    gradients: dict[str, _Kept],
+    updates: dict[str, _Kept],
+    attributes: dict[str, Any],
+) -> Program:
+    """Make the program of a step that has ended.
+
+    Raises:
+        RecordingError: it has none.
+    """
+    recorder.play()
+    values = {name: recorder.read(seen) for name, (seen, _) in gradients.items()}
+    values = {n: v for n, v in values.items() if not isinstance(v.origin, Constant)}
+    if not values:
         raise RecordingError(
             "the backward pass left no gradient on any parameter; is the loss connected to "
             "the parameters, and does the recording know the model?"
         )
-    updates, new = _updates(recorder, parameters, held)
-    loss_value = recorder.loss
-    recorded = Replay(gradients, recorder.loss_tensor, updates)
-    outputs = {"gradients": values, "loss": loss_value, "updates": new}
-    return functools.partial(build_program, recorder.entries, outputs, recorded, **circumstances())
+    outputs = {
+        "gradients": values,
+        "loss": recorder.loss,
+        "updates": {name: recorder.read(seen) for name, (seen, _) in updates.items()},
+    }
+    recorded = Replay(
+        {name: gradients[name][1] for name in values},
+        log.loss_tensor,
+        {name: tensor for name, (_, tensor) in updates.items()},
+    )
+    return build_program(recorder.entries, outputs, recorded, **attributes)
 
 
-def _parameters(
-    recorder: Recorder, held: Named | None, roots: list[nn.Module]
-) -> dict[str, torch.Tensor]:
+def _parameters(log: Log, held: Named | None, roots: list[nn.Module]) -> dict[str, torch.Tensor]:
     """All parameters by name; without a model, every tensor that collects a gradient."""
     if held is not None:
         return {n: p for n, p in held.parameters.items() if p.requires_grad}
@@ -330,26 +359,27 @@ def _parameters(
                 label = f"{label}_{len(labels)}"
             labels.setdefault(id(parameter), label)
     order = {key: i for i, key in enumerate(labels)}
-    leaves = sorted(recorder.leaves.values(), key=lambda t: order.get(id(t), len(order)))
+    leaves = sorted(log.leaves.values(), key=lambda t: order.get(id(t), len(order)))
     found: dict[str, torch.Tensor] = {}
     for i, leaf in enumerate(leaves):
         found[labels.get(id(leaf), f"leaf_{i}")] = leaf
     return found
 
 
-def _updates(
-    recorder: Recorder, parameters: dict[str, torch.Tensor], held: Named | None
-) -> tuple[dict[str, torch.Tensor], dict[str, Value]]:
+def _written(
+    log: Log, parameters: dict[str, torch.Tensor], held: Named | None
+) -> dict[str, torch.Tensor]:
     """Parameters and buffers that the step gave new values."""
     tensors = dict(parameters)
     if held is not None:
         tensors |= held.buffers
-    recorded, values = {}, {}
-    for name, tensor in tensors.items():
-        if recorder.storages.was_written(tensor):
-            values[name] = recorder.storages.read(tensor)
-            recorded[name] = tensor.detach().clone()
-    return recorded, values
+    return {name: t for name, t in tensors.items() if log.memories.was_written(t)}
+
+
+def _kept(log: Log, tensors: dict[str, torch.Tensor]) -> dict[str, _Kept]:
+    copies = clones(list(tensors.values()))
+    looks = (log.memories.look(tensor) for tensor in tensors.values())
+    return dict(zip(tensors, zip(looks, copies, strict=True), strict=True))
 
 
 __all__ = ["Recording", "record", "record_callable", "record_step"]

@@ -25,7 +25,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from numgeom.recording.calls import CallInfo
-from numgeom.recording.modules import named
+from numgeom.recording.modules import Named, named
 
 _TORCH = str(Path(nn.__file__).parent.parent)
 _PACKAGE = str(Path(__file__).parent.parent)
@@ -37,7 +37,7 @@ class Observer(Protocol):
     """What a stream reports to."""
 
     def before(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See a call before it runs. What it returns is handed to `after`."""
+        """See a call before it runs. What it returns is handed to `after`, unless it is None."""
         ...
 
     def after(self, token: Any, outputs: Any, info: CallInfo) -> None:
@@ -61,17 +61,17 @@ class Stream:
 
     Args:
         observer: Receives the calls.
-        model: Names its modules and parameters. A module that is called outside of it becomes
-            a root of its own, named by its class.
+        held: What the model holds: names its modules and parameters. A module that is called
+            outside of it becomes a root of its own, named by its class.
     """
 
-    def __init__(self, observer: Observer, *, model: nn.Module | None = None) -> None:
+    def __init__(self, observer: Observer, *, held: Named | None = None) -> None:
         """Prepare a stream; nothing is watched until the block is entered."""
         self._observer = observer
         self._names: dict[int, str] = {}  # module path, by id of a module that is kept alive
         self._owners: dict[int, str] = {}  # module path, by id of its parameter
-        if model is not None:
-            self._learn(model, "")
+        if held is not None:
+            self._learn(held, "")
         self._stack: list[tuple[str, int]] = []  # (module path, graph task at entry)
         self._origin: dict[int, tuple[str, str]] = {}  # sequence number -> (module, source)
         self._roots: list[nn.Module] = []
@@ -132,12 +132,12 @@ class Stream:
             while label in taken:
                 label, n = f"{plain}_{n}", n + 1
         self._roots.append(module)  # keeps it alive, so that its id stays its own
-        self._learn(module, label)
+        self._learn(named(module), label)
         return label
 
-    def _learn(self, module: nn.Module, label: str) -> None:
-        for path, child in named(module).modules.items():
-            name = f"{label}.{path}".strip(".")
+    def _learn(self, held: Named, label: str) -> None:
+        for path, child in held.modules.items():
+            name = f"{label}.{path}".strip(".") if label else path
             self._names.setdefault(id(child), name)
             for parameter in child._parameters.values():
                 self._owners.setdefault(id(parameter), name)
@@ -149,7 +149,8 @@ class Stream:
         observer = self._observer
         token = observer.before(op, args, kwargs)
         outputs = op(*args, **kwargs)
-        observer.after(token, outputs, self._locate(op, args))
+        if token is not None:
+            observer.after(token, outputs, self._locate(op, args))
         return outputs
 
     def _locate(self, op: OpOverload, args: tuple[Any, ...]) -> CallInfo:
@@ -214,12 +215,15 @@ class _Mode(TorchDispatchMode):
         return self._stream.watch(func, args, kwargs or {})
 
 
+_PLUMBING, _USER, _ENGINE, _SEEDING = range(4)
+
+
 class _Sources:
     """Find the user's line in a stack of frames."""
 
     def __init__(self) -> None:
         # By id: hashing a code object reads all of it. Those that are known are kept alive.
-        self._ours: dict[int, bool] = {}
+        self._kinds: dict[int, int] = {}
         self._text: dict[tuple[int, int], str] = {}
         self._kept: list[CodeType] = []
 
@@ -229,19 +233,31 @@ class _Sources:
         The line is "" where the autograd engine stands between the call and user code.
         """
         seeds = False
+        kinds = self._kinds
         while frame is not None:
             code = frame.f_code
-            ours = self._ours.get(id(code))
-            if ours is None:
-                self._kept.append(code)
-                ours = self._ours[id(code)] = _is_plumbing(code.co_filename)
-            if not ours:
-                return self._describe(code, frame.f_lineno), seeds
-            if code.co_name == "_engine_run_backward":
-                return "", seeds
-            seeds = seeds or code.co_name == "_make_grads"  # makes the 1 that backward starts from
+            kind = kinds.get(id(code))
+            if kind is None:
+                kind = self._learn(code)
+            if kind:
+                if kind == _USER:
+                    return self._describe(code, frame.f_lineno), seeds
+                if kind == _ENGINE:
+                    return "", seeds
+                seeds = True
             frame = frame.f_back
         return "", seeds
+
+    def _learn(self, code: CodeType) -> int:
+        self._kept.append(code)
+        if not _is_plumbing(code.co_filename):
+            kind = _USER
+        elif code.co_name == "_engine_run_backward":
+            kind = _ENGINE
+        else:  # `_make_grads` makes the 1 that a backward pass starts from
+            kind = _SEEDING if code.co_name == "_make_grads" else _PLUMBING
+        self._kinds[id(code)] = kind
+        return kind
 
     def _describe(self, code: CodeType, line: int) -> str:
         text = self._text.get((id(code), line))

@@ -1,6 +1,5 @@
 """What is one value of a recorded program, before it becomes a graph?"""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,40 +64,3 @@ def tensors_in(tree: Any) -> list[torch.Tensor]:
         for item in tree.values():
             found.extend(tensors_in(item))
     return found
-
-
-def with_paths(tree: Any) -> list[tuple[tuple[int, ...], torch.Tensor]]:
-    """List the tensors in the outputs of an ATen call with their positions."""
-    if isinstance(tree, torch.Tensor):
-        return [((), tree)]
-    found: list[tuple[tuple[int, ...], torch.Tensor]] = []
-    if isinstance(tree, (list, tuple)):
-        for i, item in enumerate(tree):
-            found.extend(((i, *path), t) for path, t in with_paths(item))
-    return found
-
-
-def replace_tensors(tree: Any, by: Callable[[torch.Tensor], Any]) -> Any:
-    """Copy (nested) arguments, a tuple, list or dict, with every tensor replaced."""
-    if isinstance(tree, dict):
-        return {key: _replaced(item, by) for key, item in tree.items()} if tree else tree
-    items = [
-        by(item)
-        if isinstance(item, torch.Tensor)
-        else replace_tensors(item, by)
-        if isinstance(item, (list, tuple, dict))
-        else item
-        for item in tree
-    ]
-    return tuple(items) if isinstance(tree, tuple) else items
-
-
-def _replaced(item: Any, by: Callable[[torch.Tensor], Any]) -> Any:
-    if isinstance(item, torch.Tensor):
-        return by(item)
-    return replace_tensors(item, by) if isinstance(item, (list, tuple, dict)) else item
-
-
-def mixes_dtypes(args: Any, kwargs: Any) -> bool:
-    """Whether tensors of several formats are among the arguments."""
-    return len({t.dtype for t in tensors_in((args, kwargs))}) > 1

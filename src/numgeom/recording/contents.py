@@ -1,0 +1,148 @@
+"""Which numbers of a step must be copied while it runs, since no replay can find them again?
+
+What came from outside, before the step changes it; what was drawn; what was decided by values.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from numgeom.errors import UnsupportedOpError
+from numgeom.recording.functionalize import DRAWS, Traits, Treatment, draws_nothing, name_of
+from numgeom.recording.seen import Seen, is_dense, overlaps
+from numgeom.recording.values import Constant, Value, meta_of, tensors_in
+from numgeom.recording.variants import argument_at, written_arguments
+
+Copies = dict[Seen, Value]
+_MASKS = (torch.bool, torch.uint8)
+
+
+def outside_copy(tensor: Tensor, role: str, name: str) -> tuple[Constant, bool]:
+    """Copy a tensor from outside.
+
+    Returns:
+        The copy, and whether expanded dimensions were left out of it.
+    """
+    plain = tensor.detach()
+    if plain.is_contiguous() or not overlaps(meta_of(plain)):
+        return Constant(plain.clone(), role, name), False
+    for dim, step in enumerate(plain.stride()):
+        if step == 0 and plain.shape[dim] > 1:
+            plain = plain.narrow(dim, 0, 1)
+    if overlaps(meta_of(plain)):  # sliding windows over one line of memory
+        return Constant(tensor.detach().contiguous(), role, name), False
+    return Constant(plain.clone(), role, name), True
+
+
+def clones(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy many tensors with one call."""
+    if not tensors:
+        return []
+    return list(torch._foreach_clone(list(tensors)))  # pyright: ignore[reportPrivateImportUsage]  # torch.foreach has no name for it
+
+
+def copies_after(
+    traits: Traits, args: Any, kwargs: Any, outputs: Any
+) -> tuple[list[tuple[Tensor, Value]], Any]:
+    """Copy what a call that has run drew or decided.
+
+    Returns:
+        The tensors that must be constants with their copies, and for a selection by a mask the
+        positions that it chose.
+
+    Raises:
+        UnsupportedOpError: the call cannot be recorded.
+    """
+    op, treatment = traits.op, traits.treatment
+    if treatment is Treatment.DRAW and not draws_nothing(op, args, kwargs):
+        return _drawn(traits, args, kwargs, outputs), None
+    if treatment is Treatment.DECIDE:
+        return _decided(traits, args, outputs)
+    if treatment is Treatment.WRITE and not traits.has_variant:
+        target = argument_at(op, args, kwargs, traits.written[0])
+        if name_of(op) in ("zero_", "fill_", "copy_"):
+            return [], None
+        if any(t is not target for t in tensors_in((args, kwargs))):
+            raise UnsupportedOpError("it writes in place and has no functional counterpart")
+        return [_copy(target, "input")], None
+    return [], None
+
+
+def _drawn(traits: Traits, args: Any, kwargs: Any, outputs: Any) -> list[tuple[Tensor, Value]]:
+    op, name = traits.op, name_of(traits.op)
+    if name in ("native_dropout", "_fused_dropout"):
+        return [_copy(outputs[1], "drawn")]
+    if name.startswith("rrelu_with_noise"):
+        return [_copy(argument_at(op, args, kwargs, 1), "drawn")]
+    if name not in DRAWS:
+        raise UnsupportedOpError(
+            "it draws random numbers inside a fused kernel, where they cannot be recorded; "
+            "for attention use torch.nn.attention.sdpa_kernel(SDPBackend.MATH), for recurrent "
+            "layers torch.backends.cudnn.flags(enabled=False), or set the dropout to 0"
+        )
+    found = tensors_in([argument_at(op, args, kwargs, i) for i in written_arguments(op)])
+    found += [t for t in tensors_in(outputs) if all(t is not other for other in found)]
+    return [_copy(tensor, "drawn") for tensor in found]
+
+
+def _decided(
+    traits: Traits, args: Any, outputs: Any
+) -> tuple[list[tuple[Tensor, Value]], list[Any] | None]:
+    name, found = name_of(traits.op), tensors_in(outputs)
+    if name == "masked_select":
+        source, mask = args
+        if source.shape != mask.shape:
+            mask = mask.expand(torch.broadcast_shapes(source.shape, mask.shape))
+        return [], decided_indices([mask])
+    if all(not t.is_floating_point() and not t.is_complex() for t in found):
+        return [_copy(tensor, "decision") for tensor in found], None
+    if name in ("index", "_unsafe_index", "repeat_interleave", "nonzero_static"):
+        return [], None
+    raise UnsupportedOpError(
+        "the shape of its floating-point result depends on the values of its input; "
+        "index with positions instead"
+    )
+
+
+def _copy(tensor: Tensor, role: str) -> tuple[Tensor, Value]:
+    return tensor, Value(Constant(tensor.detach().clone(), role))
+
+
+# -- indices -----------------------------------------------------------------------------------
+
+
+def has_mask(indices: Any) -> bool:
+    """Whether a boolean tensor is among the indices."""
+    return any(isinstance(i, Tensor) and i.dtype in _MASKS for i in indices)
+
+
+def decided_indices(indices: Any) -> list[Any]:
+    """Index tensors, boolean ones replaced by the positions that they chose, as constants."""
+    found: list[Any] = []
+    for index in indices:
+        if isinstance(index, Tensor) and index.dtype in _MASKS:
+            chosen = index.nonzero().unbind(1)
+            found.extend(Value(Constant(each.detach().clone(), "decision")) for each in chosen)
+        else:
+            found.append(index)
+    return found
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+def covers_memory(tensor: Tensor) -> bool:
+    """Whether the tensor is the whole of its storage, each place once."""
+    whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    if not whole or tensor.storage_offset() != 0:
+        return False
+    return tensor.is_contiguous() or is_dense(meta_of(tensor))
+
+
+def line_of(tensor: Tensor) -> Tensor:
+    """The storage of a tensor as one line of numbers of its dtype."""
+    memory = tensor.untyped_storage()
+    line = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return line.set_(memory, 0, (memory.nbytes() // tensor.element_size(),), (1,))

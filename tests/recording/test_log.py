@@ -1,0 +1,96 @@
+"""What does a step leave behind in its log?"""
+
+import sys
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import numgeom
+from numgeom.errors import RecordingError
+from numgeom.recording.build import build_program
+from numgeom.recording.log import Log
+from numgeom.recording.stream import Stream
+
+
+def _noted(step):
+    log = Log()
+    try:
+        with Stream(log):
+            step()
+    finally:
+        log.memories.close()
+    return log
+
+
+def test_intermediate_tensors_are_not_kept():
+    x = torch.randn(5, requires_grad=True)
+    gone = []
+
+    def step():
+        y = x.exp()
+        gone.append(weakref.ref(y))
+        (y * y).sum().backward()
+
+    log = _noted(step)
+    assert gone[0]() is None
+    assert len(log.calls) > 4
+
+
+def test_an_address_used_again_is_another_memory():
+    x = torch.randn(1000, requires_grad=True)
+
+    def step():
+        for _ in range(50):  # each round frees what the one before has made
+            torch.exp(x.detach() * 2)
+        x.sum().backward()
+
+    log = _noted(step)
+    made = [call.outputs.memory for call in log.calls if call.traits.op._opname == "exp"]
+    assert len(set(made)) == 50
+
+
+def test_a_copy_is_taken_before_the_first_write():
+    state = torch.ones(3)
+    x = torch.ones(3, requires_grad=True)
+    with numgeom.record() as recording:
+        loss = (x + state).square().sum()
+        state.add_(1)
+        (loss + (x + state).square().sum()).backward()
+    program = recording.program
+    assert torch.equal(program.replay().gradients["leaf_0"], torch.full((3,), 10.0).double())
+
+
+def test_detached_parameters_keep_their_names():
+    model = nn.Linear(3, 2)
+    with numgeom.record(model) as recording:
+        frozen = model.weight.detach()
+        (model(torch.ones(1, 3)) * frozen.sum()).sum().backward()
+    names = {n.meta["name"] for n in recording.program.graph.nodes if n.op == "get_attr"}
+    assert names >= {"weight", "bias"}
+
+
+@pytest.mark.parametrize(("part", "made"), [(slice(None), 0), (0, 1)])
+def test_a_program_waits_until_it_is_asked_for_unless_it_may_fail(part, made, monkeypatch):
+    programs = []
+
+    def counted(*args, **kwargs):
+        programs.append(build_program(*args, **kwargs))
+        return programs[-1]
+
+    monkeypatch.setattr(sys.modules["numgeom.recording.record"], "build_program", counted)
+    x = torch.randn(3, 2, requires_grad=True)
+    with numgeom.record() as recording:
+        y = x.exp().detach().clone()
+        y.mul_(2) if part != 0 else y[part].mul_(2)
+        (x * y).sum().backward()
+    assert len(programs) == made
+    assert recording.program is programs[0]
+    assert len(programs) == 1
+
+
+def test_what_is_known_only_when_the_program_is_made_is_refused_when_the_block_ends():
+    x = torch.randn(10)[2:5].requires_grad_()
+    with pytest.raises(RecordingError, match="reaches memory beyond"), numgeom.record():
+        torch.as_strided(x, (2,), (1,), 0).sum().backward()
