@@ -3,7 +3,7 @@
 What came from outside, before the step changes it; what was drawn; what was decided by values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,28 +19,29 @@ Copies = dict[Seen, Value]
 _MASKS = (torch.bool, torch.uint8)
 
 
-def outside_copy(tensor: Tensor, role: str, name: str) -> tuple[Constant, bool]:
+def outside_copy(
+    tensor: Tensor, role: str, name: str, *, copy: Callable[[Tensor], Tensor] = Tensor.clone
+) -> tuple[Constant, bool]:
     """Copy a tensor from outside.
+
+    Args:
+        tensor: The tensor.
+        role: What it is to the step.
+        name: Its name.
+        copy: Makes copies of tensors that fill their memory.
 
     Returns:
         The copy, and whether expanded dimensions were left out of it.
     """
     plain = tensor.detach()
     if plain.is_contiguous() or not overlaps(meta_of(plain)):
-        return Constant(plain.clone(), role, name), False
+        return Constant(copy(plain), role, name), False
     for dim, step in enumerate(plain.stride()):
         if step == 0 and plain.shape[dim] > 1:
             plain = plain.narrow(dim, 0, 1)
     if overlaps(meta_of(plain)):  # sliding windows over one line of memory
         return Constant(tensor.detach().contiguous(), role, name), False
     return Constant(plain.clone(), role, name), True
-
-
-def clones(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy many tensors with one call."""
-    if not tensors:
-        return []
-    return list(torch._foreach_clone(list(tensors)))  # pyright: ignore[reportPrivateImportUsage]  # torch.foreach has no name for it
 
 
 def copies_after(

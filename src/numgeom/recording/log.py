@@ -5,7 +5,7 @@ again: parameters, inputs, random draws, decided positions, memory before it is 
 the notes into a program is the recorder's work, and waits until somebody asks for the program.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -73,11 +73,18 @@ class Log:
 
     Args:
         names: Role and name of tensors that are known by name, by `id`.
+        copy: Makes copies of parameters, inputs and results.
     """
 
-    def __init__(self, names: Mapping[int, tuple[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        names: Mapping[int, tuple[str, str]] | None = None,
+        *,
+        copy: Callable[[Tensor], Tensor] = Tensor.clone,
+    ) -> None:
         """Start an empty log."""
-        self.memories = Memories(names or {})
+        self.copy = copy
+        self.memories = Memories(names or {}, copy=copy)
         self.calls: list[Noted] = []
         self.problems: dict[tuple[str, str], Problem] = {}
         self.leaves: dict[int, Tensor] = {}  # tensors that collect gradients, by id

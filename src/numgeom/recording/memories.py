@@ -4,7 +4,7 @@ Memory is told apart by its address while a weak reference pins it: the address 
 another storage, and the memory is not kept alive.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ class Memories:
 
     Args:
         names: Role and name of tensors that are known by name, by `id`.
+        copy: Makes copies of tensors that fill their memory.
 
     Attributes:
         captured: Copies of what came from outside, in the form in which it was seen first, and
@@ -38,8 +39,14 @@ class Memories:
             was made. Whether a program can say so is known only when it is made.
     """
 
-    def __init__(self, names: Mapping[int, tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        names: Mapping[int, tuple[str, str]],
+        *,
+        copy: Callable[[Tensor], Tensor] = Tensor.clone,
+    ) -> None:
         """Start with no memory known."""
+        self._copy = copy
         self.captured: dict[Seen, tuple[Constant, bool]] = {}
         self.wholes: dict[Memory, Seen] = {}
         self.uncertain = False
@@ -111,7 +118,7 @@ class Memories:
         memory.layouts.add(seen)
         if memory.external and not memory.written:
             role, name = self._names.get(id(tensor), ("input", ""))
-            self.captured[seen] = outside_copy(tensor, role, name)
+            self.captured[seen] = outside_copy(tensor, role, name, copy=self._copy)
         else:
             self.uncertain = True
         return seen

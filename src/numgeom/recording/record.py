@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from numgeom.errors import RecordingError
+from numgeom.recording.buffers import buffers_of
 from numgeom.recording.build import build_program, circumstances
-from numgeom.recording.contents import clones
 from numgeom.recording.log import Log
 from numgeom.recording.modules import Named, named
 from numgeom.recording.problems import describe
@@ -82,7 +82,9 @@ class Recording:
         if self._state != "new":
             raise RecordingError("a recording can be entered once; make a new one for each step")
         held = None if self._model is None else named(self._model)
-        self._log = Log({} if held is None else _names_of(held))
+        names = {} if held is None else _names_of(held)
+        buffers = buffers_of(self._model)
+        self._log = Log(names) if buffers is None else Log(names, copy=buffers.copy)
         self._stream = Stream(self._log, held=held)
         self._stream.__enter__()
         self._collecting = gc.isenabled()
@@ -377,7 +379,7 @@ def _written(
 
 
 def _kept(log: Log, tensors: dict[str, torch.Tensor]) -> dict[str, _Kept]:
-    copies = clones(list(tensors.values()))
+    copies = map(log.copy, tensors.values())
     looks = (log.memories.look(tensor) for tensor in tensors.values())
     return dict(zip(tensors, zip(looks, copies, strict=True), strict=True))
 

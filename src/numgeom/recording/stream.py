@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch._C import _current_autograd_node, _current_graph_task_id
 from torch._C._autograd import _get_sequence_nr
 from torch._ops import OpOverload
 from torch.autograd.function import BackwardCFunction
@@ -77,7 +78,7 @@ class Stream:
         self._roots: list[nn.Module] = []
         self._saw_backward = False
         self._sources = _Sources()
-        self._mode = _Mode(self)
+        self._mode = _Mode(self, observer)
         self._exit = ExitStack()
         self._first = 0
         self._thread = 0
@@ -114,7 +115,7 @@ class Stream:
         name = self._names.get(id(module))
         if name is None:
             name = self._adopt(module)
-        self._stack.append((name, torch._C._current_graph_task_id()))
+        self._stack.append((name, _current_graph_task_id()))
 
     def _leave_module(self, module: nn.Module, inputs: object, output: object) -> None:
         del module, inputs, output
@@ -144,20 +145,12 @@ class Stream:
 
     # -- calls ---------------------------------------------------------------------------
 
-    def watch(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one call and report it."""
-        observer = self._observer
-        token = observer.before(op, args, kwargs)
-        outputs = op(*args, **kwargs)
-        if token is not None:
-            observer.after(token, outputs, self._locate(op, args))
-        return outputs
-
-    def _locate(self, op: OpOverload, args: tuple[Any, ...]) -> CallInfo:
-        task = torch._C._current_graph_task_id()
+    def locate(self, op: OpOverload, args: tuple[Any, ...], frame: FrameType | None) -> CallInfo:
+        """Where a call comes from that has just run, under this frame."""
+        task = _current_graph_task_id()
         made = _get_sequence_nr() - 1
         if task == -1:
-            source, seeds = self._sources.find(sys._getframe(3))
+            source, seeds = self._sources.find(frame)
             module = self._stack[-1][0] if self._stack else ""
             if seeds and op is torch.ops.aten.ones_like.default:
                 self._observer.backward_from(args[0])
@@ -168,15 +161,15 @@ class Stream:
                 phase = "update"
             return CallInfo(phase, module, source)
         self._saw_backward = True
-        module, source = self._backward_origin()
+        module, source = self._backward_origin(frame)
         if self._stack and self._stack[-1][1] == task:  # a forward that is recomputed
             module = self._stack[-1][0]
         if made >= self._first:  # double backward: what is made here can be differentiated
             self._origin.setdefault(made, (module, source))
         return CallInfo("backward", module, source)
 
-    def _backward_origin(self) -> tuple[str, str]:
-        node = torch._C._current_autograd_node()
+    def _backward_origin(self, frame: FrameType | None) -> tuple[str, str]:
+        node = _current_autograd_node()
         if node is None:
             return "", ""
         number = node._sequence_nr()
@@ -188,14 +181,15 @@ class Stream:
         module, source = self._origin.get(number, ("", ""))
         # Python code runs inside the engine: a custom backward, or a recomputed forward.
         if torch.is_grad_enabled() or isinstance(node, BackwardCFunction):
-            source = self._sources.find(sys._getframe(4))[0] or source
+            source = self._sources.find(frame)[0] or source
         return module, source
 
 
 class _Mode(TorchDispatchMode):
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, observer: Observer) -> None:
         super().__init__()
         self._stream = stream
+        self._observer = observer
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -212,7 +206,14 @@ class _Mode(TorchDispatchMode):
                 kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
             ):
                 return NotImplemented
-        return self._stream.watch(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        observer = self._observer
+        token = observer.before(func, args, kwargs)
+        outputs = func(*args, **kwargs)
+        if token is not None:
+            info = self._stream.locate(func, args, sys._getframe(1))
+            observer.after(token, outputs, info)
+        return outputs
 
 
 _PLUMBING, _USER, _ENGINE, _SEEDING = range(4)
