@@ -1,6 +1,7 @@
 """Does a run that is diagnosed by another process tell the same as one that waits?"""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -41,7 +42,8 @@ def test_the_bits_of_the_run_and_the_findings_are_the_same(tmp_path: Path) -> No
     for a, b in zip(alone.parameters(), watched.parameters(), strict=True):
         assert torch.equal(a, b)
     assert monitor.wait() is not None
-    lines = [json.loads(x) for x in (tmp_path / "history.jsonl").read_text().splitlines()]
+    told = [json.loads(x) for x in (tmp_path / "history.jsonl").read_text().splitlines()]
+    lines = [line for line in told if not line["skipped"]]
     assert lines[0]["step"] == 0
     other = fresh()
     torch.manual_seed(2)
@@ -74,18 +76,22 @@ def test_a_bad_step_is_kept_and_reported_later(tmp_path: Path) -> None:
 
 
 def test_a_step_that_comes_too_early_is_replaced_by_a_later_one() -> None:
-    model, seen = fresh(), []
-    monitor = Monitor(model, every=2, background=True, on_step=lambda w: seen.append(w.step))
+    model, steps = fresh(), []
+    monitor = Monitor(model, every=2, budget=math.inf, background=True, on_step=steps.append)
     for _ in range(3):  # the process needs seconds to start, these steps milliseconds
         one_step(monitor, model, torch.ones(2, 3))
     deadline = time.monotonic() + 120
-    while len(seen) < 2 and time.monotonic() < deadline:
+    while sum(not step.skipped for step in steps) < 2 and time.monotonic() < deadline:
         one_step(monitor, model, torch.ones(2, 3))
         time.sleep(0.01)
     monitor.wait()
+    seen = [step.step for step in steps if not step.skipped]
     assert seen[0] == 0
     assert len(seen) >= 2
     assert seen[1] > 2
+    assert steps[0].step == 2  # told at once, with its gradients
+    assert steps[0].skipped == "busy"
+    assert set(steps[0].gradient_norms) == {name for name, _ in model.named_parameters()}
 
 
 def test_a_process_that_dies_is_a_problem_of_that_step() -> None:

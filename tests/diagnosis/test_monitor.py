@@ -55,14 +55,14 @@ def test_a_watched_run_has_the_same_bits() -> None:
     torch.manual_seed(2)
     train(None, alone)
     torch.manual_seed(2)
-    train(Monitor(watched, every=2), watched)
+    train(Monitor(watched, every=2, budget=math.inf), watched)
     for a, b in zip(alone.parameters(), watched.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_every_nth_step_is_one_line_of_history(tmp_path: Path) -> None:
     model, path = fresh(), tmp_path / "history.jsonl"
-    train(Monitor(model, every=2, history=path), model)
+    train(Monitor(model, every=2, budget=math.inf, history=path), model)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 2, 4]
     assert set(lines[0]["gradient_norms"]) == {name for name, _ in model.named_parameters()}
@@ -73,7 +73,11 @@ def test_every_nth_step_is_one_line_of_history(tmp_path: Path) -> None:
 def test_a_bad_step_is_kept_and_gives_the_same_findings_again(tmp_path: Path) -> None:
     model = fresh()
     seen: list[WatchedStep] = []
-    train(Monitor(model, every=1, keep=tmp_path, on_finding=seen.append), model, bad_at=3)
+    train(
+        Monitor(model, every=1, budget=math.inf, keep=tmp_path, on_finding=seen.append),
+        model,
+        bad_at=3,
+    )
     (watched,) = seen
     assert watched.step == 3
     assert watched.diagnosis is not None
@@ -85,10 +89,14 @@ def test_a_bad_step_is_kept_and_gives_the_same_findings_again(tmp_path: Path) ->
 def test_policies(tmp_path: Path) -> None:
     model = fresh()
     with pytest.warns(FindingWarning, match="step 1: .*finding"):
-        train(Monitor(model, every=1), model, bad_at=1)
+        train(Monitor(model, every=1, budget=math.inf), model, bad_at=1)
     model, path = fresh(), tmp_path / "history.jsonl"
     with pytest.raises(FindingError, match="overflow"):
-        train(Monitor(model, every=1, history=path, on_finding="raise"), model, bad_at=1)
+        train(
+            Monitor(model, every=1, budget=math.inf, history=path, on_finding="raise"),
+            model,
+            bad_at=1,
+        )
     last = json.loads(path.read_text().splitlines()[-1])
     assert last["step"] == 1
     assert last["loss"] in ("inf", "nan")
@@ -96,7 +104,7 @@ def test_policies(tmp_path: Path) -> None:
 
 def test_a_step_that_cannot_be_recorded_does_not_stop_the_run() -> None:
     model = fresh()
-    monitor = Monitor(model, every=1)
+    monitor = Monitor(model, every=1, budget=math.inf)
     with pytest.warns(FindingWarning, match="could not be watched"), monitor():
         model(torch.ones(1, 3))
     assert monitor.last is not None
@@ -105,7 +113,7 @@ def test_a_step_that_cannot_be_recorded_does_not_stop_the_run() -> None:
 
 
 def test_an_error_of_the_step_comes_through() -> None:
-    monitor = Monitor(fresh(), every=1)
+    monitor = Monitor(fresh(), every=1, budget=math.inf)
     with pytest.raises(ZeroDivisionError), monitor():
         raise ZeroDivisionError
     assert monitor.last is None
@@ -119,7 +127,7 @@ def test_wrong_options_are_a_clear_error(options: dict[str, Any]) -> None:
 
 def test_clipping_on_every_step_is_a_finding_once() -> None:
     model, seen = fresh(), []
-    monitor = Monitor(model, every=1, on_finding=seen.append)
+    monitor = Monitor(model, every=1, budget=math.inf, on_finding=seen.append)
     for _ in range(12):
         model.zero_grad()
         with monitor():
@@ -134,7 +142,7 @@ def test_clipping_on_every_step_is_a_finding_once() -> None:
 
 def test_clipping_now_and_then_is_no_finding() -> None:
     model = fresh()
-    monitor = Monitor(model, every=1, on_finding="raise")
+    monitor = Monitor(model, every=1, budget=math.inf, on_finding="raise")
     for i in range(12):
         model.zero_grad()
         with monitor():
@@ -148,7 +156,7 @@ def test_clipping_now_and_then_is_no_finding() -> None:
 @pytest.mark.parametrize("foreach", [True, False])
 def test_entries_that_are_cut_off_are_clipping_too(foreach: bool) -> None:
     model = fresh()
-    monitor = Monitor(model, every=1, on_finding="raise")
+    monitor = Monitor(model, every=1, budget=math.inf, on_finding="raise")
     for limit, clips in ((1e-3, True), (1e3, False)):
         model.zero_grad()
         with monitor():
@@ -164,7 +172,7 @@ def test_entries_that_are_cut_off_are_clipping_too(foreach: bool) -> None:
 
 def test_a_kept_step_has_its_batch_and_random_state(tmp_path: Path) -> None:
     model = fresh()
-    monitor = Monitor(model, every=1, keep=tmp_path, on_finding=lambda _: None)
+    monitor = Monitor(model, every=1, budget=math.inf, keep=tmp_path, on_finding=lambda _: None)
     state = torch.get_rng_state()
     train(monitor, model, steps=1, bad_at=0)
     assert monitor.last is not None
@@ -186,10 +194,11 @@ def test_a_program_that_no_monitor_kept_is_a_clear_error(tmp_path: Path) -> None
 RUN = """
 import sys, os, torch
 from torch import nn
+import math
 from numgeom.diagnosis import Monitor
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 1))
-monitor = Monitor(model, every=1, history=sys.argv[1], keep=sys.argv[2],
+monitor = Monitor(model, every=1, budget=math.inf, history=sys.argv[1], keep=sys.argv[2],
                   on_finding=lambda step: os._exit(3))
 for i in range(4):
     with monitor():

@@ -1,6 +1,7 @@
 """Do the adapters watch real runs of the real libraries, and change nothing in them?"""
 
 import json
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ def lightning_run(folder: Path, *callbacks: Any, bad: bool = False) -> nn.Module
 
 def test_lightning_is_watched_and_trains_as_it_would_alone(tmp_path: Path) -> None:
     history = tmp_path / "history.jsonl"
-    callback = lightning_callback(every=2, history=history)
+    callback = lightning_callback(every=2, budget=math.inf, history=history)
     watched, alone = lightning_run(tmp_path, callback), lightning_run(tmp_path)
     for a, b in zip(watched.parameters(), alone.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -85,7 +86,9 @@ def test_lightning_is_watched_and_trains_as_it_would_alone(tmp_path: Path) -> No
 
 
 def test_lightning_stops_at_a_finding_and_keeps_the_step(tmp_path: Path) -> None:
-    callback = lightning_callback(every=1, on_finding="raise", keep=tmp_path / "bad")
+    callback = lightning_callback(
+        every=1, budget=math.inf, on_finding="raise", keep=tmp_path / "bad"
+    )
     with pytest.raises(FindingError, match="step 3"):
         lightning_run(tmp_path, callback, bad=True)
     (kept,) = (tmp_path / "bad").iterdir()
@@ -125,7 +128,7 @@ def hugging_face_run(folder: Path, *callbacks: Any) -> nn.Module:
 
 def test_the_hugging_face_trainer_is_watched(tmp_path: Path) -> None:
     history = tmp_path / "history.jsonl"
-    callback = hugging_face_callback(every=2, history=history)
+    callback = hugging_face_callback(every=2, budget=math.inf, history=history)
     watched, alone = hugging_face_run(tmp_path, callback), hugging_face_run(tmp_path)
     for a, b in zip(watched.parameters(), alone.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -143,7 +146,7 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     model, steps = net(), TensorBoardSteps(tmp_path)
-    monitor = Monitor(model, every=2, on_step=steps, on_finding=lambda _: None)
+    monitor = Monitor(model, every=2, budget=math.inf, on_step=steps, on_finding=lambda _: None)
     for x, y in DataLoader(data(bad=True), batch_size=8):
         with monitor():
             nn.functional.cross_entropy(model(x).square(), y).backward()

@@ -18,10 +18,14 @@ from typing import Any
 
 from numgeom.diagnosis.kept import RandomState, keep_step
 from numgeom.diagnosis.worker import environment
-from numgeom.errors import RecordingError
+from numgeom.errors import NumgeomError
 from numgeom.recording import Program
 
 Answer = Mapping[str, Any]
+
+
+class BackgroundError(NumgeomError):
+    """No other process can be started, or none can be given a step."""
 
 
 class Background:
@@ -45,7 +49,7 @@ class Background:
         """Hand out a step. None may be out.
 
         Raises:
-            RecordingError: if its file cannot be written, or no process can be started.
+            BackgroundError: if its file cannot be written, or no process can be started.
         """
         assert self.step is None
         try:
@@ -53,9 +57,9 @@ class Background:
             if self._process is None or self._process.poll() is not None:
                 self._start()
         except (OSError, RuntimeError) as error:
-            raise RecordingError(
-                f"the step cannot be handed to a background process ({error}); watch with "
-                "background=False"
+            raise BackgroundError(
+                f"Steps cannot be handed to a background process ({error}); from now on training "
+                "waits for each diagnosis."
             ) from error
         self.step = step
         assert self._process is not None

@@ -6,6 +6,7 @@ error beside this change tells an unstable program from an ill-conditioned probl
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from numgeom.diagnosis.trace import (
     Errors,
     Trace,
     ancestors,
+    argument,
     compare,
     norm,
     op_name,
@@ -85,14 +87,19 @@ def condition(trace: Trace, *, samples: int = 1) -> Conditioning:
     return Conditioning(max(e.loss for e in found), gradient, u, node, stretch)
 
 
-def exposed_change(trace: Trace) -> float:
+def exposed_change(trace: Trace, *, least: float) -> float:
     """Relative change of what the first calls make of exact inputs, when these move by u.
 
     Everything behind the first rounding shows its conditioning by its own error. Only a call whose
     inputs are exact can hide a bad condition, so only these are tried; the largest change counts.
+
+    Args:
+        trace: The step and its reference.
+        least: Changes that norms prove to be smaller are not measured: they count as 0.
     """
     u = trace.unit_roundoff
     exact: set[fx.Node] = set()
+    given: set[fx.Node] = set()  # what moves by u in every entry: constants, wherever they lie
     exposed: list[fx.Node] = []
     for node in trace.program.graph.nodes:
         if any(source not in exact for source in node.all_input_nodes):
@@ -100,7 +107,13 @@ def exposed_change(trace: Trace) -> float:
         seen = trace.observations.get(node)
         if node.op == "get_attr" or (seen is not None and seen.rel_error == 0.0):
             exact.add(node)
-        if op_name(node) not in _MOVES and seen is not None and 0.0 < seen.norm < math.inf:
+        moves = node.op == "get_attr" or op_name(node) in _MOVES
+        if moves and all(source in given for source in node.all_input_nodes):
+            given.add(node)
+        if op_name(node) in _MOVES or seen is None or not 0.0 < seen.norm < math.inf:
+            continue
+        alone = all(source in given for source in node.all_input_nodes)
+        if not alone or _largest_change(trace, node) * u >= least:
             exposed.append(node)
     if not exposed:
         return 0.0
@@ -110,6 +123,36 @@ def exposed_change(trace: Trace) -> float:
     except ReplayError:
         return math.inf
     return max(norm(moved[n] - still[n]) / trace.observations[n].norm for n in exposed)
+
+
+def _largest_change(trace: Trace, node: fx.Node) -> float:
+    """A bound of the change of a product of two factors, in units of u; infinite for other calls.
+
+    |dA B + A dB| + |dC| <= 2 u |A| |B| + u |C| where every entry moves by u at most, and the norm
+    of |A| |B| is at most the product of norms (for a convolution times the root of the number of
+    places where an input entry is used, at most the kernel's size).
+    """
+    found, result = _FACTORS.get(op_name(node)), trace.observations[node]
+    if found is None or node.kwargs:  # alpha, beta
+        return math.inf
+    left, right, added = (
+        None if i is None else trace.observations.get(argument(node, i)) for i in found
+    )
+    if left is None or right is None:
+        return math.inf
+    size = 2.0 * left.norm * right.norm
+    if op_name(node) == "convolution":
+        size *= math.sqrt(right.entries)
+    if added is not None:
+        size += math.sqrt(result.entries / added.entries) * added.norm
+    return size / result.norm
+
+
+# Positions of two factors and of what is added to their product.
+_FACTORS: Mapping[str, tuple[int, int, int | None]] = {
+    "mm": (0, 1, None), "bmm": (0, 1, None), "mv": (0, 1, None), "addmm": (1, 2, 0),
+    "baddbmm": (1, 2, 0), "convolution": (0, 1, 2),
+}  # fmt: skip
 
 
 def _stretching(trace: Trace) -> tuple[fx.Node | None, float]:

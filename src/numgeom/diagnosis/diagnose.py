@@ -12,6 +12,7 @@ from numgeom.diagnosis.depth import DepthDetector
 from numgeom.diagnosis.differences import DifferenceDetector
 from numgeom.diagnosis.digits import DigitsDetector
 from numgeom.diagnosis.formulas import FormulaDetector
+from numgeom.diagnosis.glance import glance
 from numgeom.diagnosis.loss_scales import LossScaleDetector
 from numgeom.diagnosis.nondeterminism import NondeterminismDetector
 from numgeom.diagnosis.nonfinite import NonFiniteDetector
@@ -77,11 +78,19 @@ def diagnose_program(
     detectors: Iterable[Detector] | None = None,
     start: float | None = None,
 ) -> Diagnosis:
-    """Diagnose a recorded program with the given detectors, by default all of them."""
+    """Diagnose a recorded program.
+
+    Without given detectors a glance at the float64 reference comes first (`glance`); both runs
+    are made side by side only where that leaves a suspicion.
+
+    Args:
+        program: The recorded step.
+        detectors: What looks at both runs; None for all detectors, after a glance.
+        start: When the work on it began, as `time.perf_counter()` told.
+    """
     start = time.perf_counter() if start is None else start
-    chosen = all_detectors() if detectors is None else list(detectors)
-    trace = take(program, chosen)
-    found = [finding for detector in chosen for finding in detector.findings(trace)]
+    seen = glance(program, all_detectors()) if detectors is None else None
+    trace, found = _look(program, detectors) if seen is None else seen
     located = [f for f in found if f.op or f.severity is Severity.ERROR]
     if any(f.severity is not Severity.INFO for f in located):
         found = [f for f in found if f.op or f.kind is not Kind.PRECISION_LOSS]
@@ -96,6 +105,13 @@ def diagnose_program(
         clip_factor=clip_factor,
         seconds=time.perf_counter() - start,
     )
+
+
+def _look(program: Program, detectors: Iterable[Detector] | None) -> tuple[Trace, list[Finding]]:
+    """Run both sides and ask every detector."""
+    chosen = all_detectors() if detectors is None else list(detectors)
+    trace = take(program, chosen)
+    return trace, [finding for detector in chosen for finding in detector.findings(trace)]
 
 
 def _underflow_share(trace: Trace) -> float:

@@ -61,7 +61,7 @@ class DigitsDetector:
 
     def see(self, call: Call, seen: Observation | None) -> None:
         """Note additions that change nothing."""
-        if seen is None or op_name(call.node) not in _PAIRWISE:
+        if call.rounded or seen is None or op_name(call.node) not in _PAIRWISE:
             return
         terms = [call.argument(0), call.argument(1)]
         values = [t.computed for t in terms if t is not None and isinstance(t.computed, Tensor)]
@@ -87,7 +87,8 @@ class DigitsDetector:
         if not trace.is_finite:
             return
         limit = max(_SENSITIVE, trace.tolerance)
-        if not (bad_gradient or bad_loss) and exposed_change(trace) < _HIDDEN * limit:
+        hidden = _HIDDEN * limit
+        if not (bad_gradient or bad_loss) and exposed_change(trace, least=hidden) < hidden:
             return
         known = condition(trace, samples=3 if bad_gradient or bad_loss else 1)
         if not bad_gradient and known.gradient > limit:

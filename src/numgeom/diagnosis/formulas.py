@@ -57,6 +57,17 @@ class FormulaDetector:
 
     def see(self, call: Call, seen: Observation | None) -> None:
         """Recognise formulas in the forward pass, and keep what their stable forms read."""
+        if not call.rounded:
+            self._recognise(call, seen)
+        if seen is None or phase_of(call.node) != "forward":
+            return
+        name = op_name(call.node)
+        if name in ("exp", "exp2", "cosh", "sinh") and seen.largest > seen.format.largest**_TOP:
+            self._exponentials[call.node] = seen.largest
+        if name in ("div", "reciprocal"):
+            self._divide(call, seen)
+
+    def _recognise(self, call: Call, seen: Observation | None) -> None:
         if self._wanted is None:
             self._wanted = _wanted(call.node.graph)
         if call.node in self._wanted:
@@ -69,11 +80,6 @@ class FormulaDetector:
         pole = at_a_pole(call.node)
         if pole is not None and _holds_zero(call, pole):
             self._poles.append(pole)
-        name = op_name(call.node)
-        if name in ("exp", "exp2", "cosh", "sinh") and seen.largest > seen.format.largest**_TOP:
-            self._exponentials[call.node] = seen.largest
-        if name in ("div", "reciprocal"):
-            self._divide(call, seen)
 
     def findings(self, trace: Trace) -> Iterator[Finding]:
         """Yield the formulas that are worth replacing, with the trial of their stable form."""

@@ -7,13 +7,20 @@
             loss.backward()
         optimizer.step()
 
-Every `every`-th step is recorded and diagnosed; the others run as they are. Each diagnosis is one
-line of JSON, written and flushed at once, so that the history survives a crash. The program of a
-step with findings is kept: it holds the parameters, the batch and all random draws, so
-`diagnose(Program.load(path))` finds the same again, anywhere.
+It is the turn of every `every`-th step: it is recorded and diagnosed; the others run as they are.
+Each turn is one line of JSON, written and flushed at once, so that the history survives a crash.
+The program of a step with findings is kept: it holds the parameters, the batch and all random
+draws, so `diagnose(Program.load(path))` finds the same again, anywhere.
 
-A diagnosis takes as long as about ten steps. With `background=True` another process makes it while
-training goes on; what it finds is told at a later step, or by `wait()`.
+A diagnosis takes as long as five steps of a large model, or twenty of a tiny one. Where that comes
+to more than `budget`, a part of the time of the steps themselves, a turn gets less: only the
+gradients are read as the backward pass left them (norms, non-finite entries, headroom, subnormal
+entries), which is nearly free, and the line of the history says so. A gradient that is not finite
+there is told, and the next step is recorded whatever the budget.
+
+With `background=True` another process makes the diagnoses while training goes on; what it finds is
+told at a later step, or by `wait()`. Training is then held up by the recording alone, so the budget
+lasts for more of them.
 """
 
 import atexit
@@ -22,16 +29,19 @@ import math
 import shutil
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Literal
 
 from torch import nn
 
-from numgeom.diagnosis.background import Answer, Background
+from numgeom.diagnosis.background import Answer, Background, BackgroundError
+from numgeom.diagnosis.budget import Account, default_budget
 from numgeom.diagnosis.clipping import ClippingRun
+from numgeom.diagnosis.gradients import look_at_gradients
 from numgeom.diagnosis.kept import RandomState, keep_step, random_state
 from numgeom.diagnosis.result import Kind
 from numgeom.diagnosis.watched import Look, WatchedStep
@@ -58,19 +68,25 @@ class Monitor:
 
     Args:
         model: What is trained.
-        every: Look at steps 0, every, 2 * every, ...
-        history: File to which one line of JSON is appended for each step looked at.
+        every: It is the turn of steps 0, every, 2 * every, ...
+        budget: Largest part of the time of the steps, forward and backward, that looking may take,
+            such as 0.05; math.inf to diagnose at every turn. By default the time of 2 steps for
+            each turn, but at least 4 % and at most 40 %. The first look is free: it has lazy
+            set-up in it.
+        history: File to which one line of JSON is appended for each turn.
         keep: Folder for the programs of steps with findings.
-        on_finding: "warn", "raise", or a function that gets the step.
-        on_step: Called with every step that was looked at, such as
-            `numgeom.training.TensorBoardSteps`.
-        background: Diagnose in another process, started with the first step that is looked at. A
-            step whose turn comes while that process is busy is not looked at; the next one is
-            taken instead. Findings arrive at a later step or in `wait()`, which is called by
-            itself when Python ends.
+        on_finding: "warn", "raise", or a function that gets the step. A gradient that is not
+            finite counts as a finding where there is no diagnosis.
+        on_step: Called with the step of every turn, such as `numgeom.training.TensorBoardSteps`.
+        background: Diagnose in another process, started with the first step that is looked at; it
+            runs this Python again and imports nothing of yours, so notebooks and scripts without a
+            main guard are fine. A step whose turn comes while that process is busy is not
+            diagnosed; the next one is taken instead. Findings arrive at a later step or in
+            `wait()`, which is called by itself when Python ends. If no process can be started the
+            monitor says so and waits for diagnoses.
 
     Attributes:
-        last: The last step that was looked at, or None.
+        last: The last step that was diagnosed, or had a problem; or None.
     """
 
     def __init__(
@@ -78,6 +94,7 @@ class Monitor:
         model: nn.Module,
         *,
         every: int = 100,
+        budget: float | None = None,
         history: str | Path | None = None,
         keep: str | Path | None = None,
         on_finding: Policy = "warn",
@@ -101,26 +118,22 @@ class Monitor:
         self._recording: Recording | None = None
         self._random_state: RandomState = {}
         self._clipped = ClippingRun()
-        self._due = False
+        self._due = self._turn = self._forced = False
+        self._account = Account(default_budget(every) if budget is None else budget)
         self._background = Background() if background else None
         if background:
             atexit.register(_wait_for, weakref.ref(self))
+        self._seen_nonfinite = False
         self.last: WatchedStep | None = None
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Run one step, forward and backward, and look at it if it is its turn.
+    def __call__(self) -> AbstractContextManager[None]:
+        """Run one step, forward and backward, in a block, and look at it if it is its turn.
 
         Raises:
-            FindingError: The step has findings, and the monitor was told to raise.
+            FindingError: At the end of the block: the step has findings, and the monitor was told
+                to raise.
         """
-        self.begin()
-        try:
-            yield
-        except BaseException as error:
-            self.abandon(error)
-            raise
-        self.end()
+        return _Block(self)
 
     def begin(self) -> None:
         """Start a step; it is recorded if it is its turn.
@@ -130,14 +143,15 @@ class Monitor:
         """
         if self._recording is not None:
             raise NumgeomError("A watched step has begun already: call monitor.end() first.")
-        step, self._step = self._step, self._step + 1
-        self._due = self._due or step % self._every == 0
-        if self._background is not None:
+        self._turn = self._step % self._every == 0
+        self._step += 1
+        if self._turn:
+            self._due = True
+        if self._background is not None and self._background.step is not None:
             self._take(self._background.answer(wait=False))
-            if self._background.step is not None:
-                return
-        if self._due:
-            self._due = False
+        self._account.begin()
+        if self._due and not self._is_busy and (self._forced or self._account.allows):
+            self._due = self._forced = False
             self._random_state = random_state()
             self._recording = record(self._model)
             self._recording.__enter__()
@@ -151,24 +165,57 @@ class Monitor:
         Raises:
             FindingError: The step has findings, and the monitor was told to raise.
         """
-        recording, self._recording = self._recording, None
-        if recording is None:
+        recording = self._recording
+        if recording is None and not self._turn:
+            self._account.end()
             return None
+        self._recording, self._turn = None, False
+        watched = self._skip() if recording is None else self._look(recording)
+        self._account.charge()
+        if watched is not None:
+            self._report(watched)
+        return watched
+
+    @property
+    def spent_share(self) -> float:
+        """What looking took since the first look, as a part of the time of the steps."""
+        return self._account.spent_share
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._background is not None and self._background.step is not None
+
+    def _look(self, recording: Recording) -> WatchedStep | None:
+        """Diagnose a step that was recorded; None if that is done in the background."""
         step = self._step - 1
         try:
             recording.__exit__(None, None, None)
             if self._background is not None:
-                self._background.give(step, recording.program, self._random_state)
-                return None
-            watched = self._see(step, look(recording.program), recording.program)
+                try:
+                    self._background.give(step, recording.program, self._random_state)
+                except BackgroundError as error:
+                    self._background = None
+                    warnings.warn(str(error), FindingWarning, stacklevel=4)
+                else:
+                    return None
+            return self._see(step, look(recording.program), recording.program)
         except (RecordingError, ReplayError) as error:
-            watched = WatchedStep(step, None, math.nan, {}, problem=str(error))
-        self._report(watched)
-        return watched
+            return WatchedStep(step, None, math.nan, {}, problem=str(error))
+
+    def _skip(self) -> WatchedStep:
+        """Read the gradients of a step that is not diagnosed."""
+        seen = look_at_gradients(self._model)
+        skipped = "busy" if self._is_busy else "budget"
+        self._due = self._is_busy  # the next one is taken instead
+        if seen.nonfinite and not self._seen_nonfinite:
+            self._due = self._forced = True
+        self._seen_nonfinite = bool(seen.nonfinite)
+        return WatchedStep.of_gradients(self._step - 1, seen, skipped)
 
     def abandon(self, error: BaseException | None = None) -> None:
         """Forget the step that has begun: it failed, or the run ends in its middle."""
         recording, self._recording = self._recording, None
+        self._turn = False
         if recording is not None:
             error = RuntimeError("abandoned") if error is None else error
             recording.__exit__(type(error), error, error.__traceback__)
@@ -224,7 +271,8 @@ class Monitor:
         return WatchedStep(step, diagnosis, found.loss, found.gradient_norms, program=kept)
 
     def _report(self, watched: WatchedStep) -> None:
-        self.last = watched
+        if not watched.skipped:
+            self.last = watched
         if self._history is not None:
             with self._history.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(watched.to_document(), allow_nan=False) + "\n")
@@ -236,16 +284,45 @@ class Monitor:
                 FindingWarning,
                 stacklevel=4,
             )
-        if not watched.diagnosis:
+        if not watched.diagnosis and not watched.nonfinite:
             return
         if callable(self._on_finding):
             self._on_finding(watched)
             return
         kept = f"\nThe step is kept in {watched.program}." if watched.program else ""
         text = f"step {watched.step}: {watched.diagnosis}{kept}"
+        if watched.nonfinite:
+            text = (
+                f"step {watched.step}: the gradient of {watched.nonfinite[0]} is not finite "
+                f"({len(watched.nonfinite)} parameters). The step was not recorded "
+                f"({watched.skipped}); the next one will be."
+            )
         if self._on_finding == "raise":
             raise FindingError(text)
         warnings.warn(text, FindingWarning, stacklevel=4)
+
+
+class _Block(AbstractContextManager[None]):
+    """One step. A class, since a generator costs more than the rest of a step without a look."""
+
+    __slots__ = ("_monitor",)
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def __enter__(self) -> None:
+        self._monitor.begin()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._monitor.abandon(error)
+        else:
+            self._monitor.end()
 
 
 def _wait_for(monitor: "weakref.ref[Monitor]") -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from numgeom.diagnosis.result import Finding, Kind, Severity
 from numgeom.diagnosis.trace import NOWHERE, Observation, Trace, argument, compare, op_name, place
+from numgeom.recording import Program
 from numgeom.semantics.lockstep import Call
 
 # Documentation of torch.use_deterministic_algorithms, torch 2.13: what raises on CUDA, as ATen.
@@ -32,6 +33,20 @@ _ON_CUDA = frozenset({
 })  # fmt: skip
 
 
+def may_not_repeat(program: Program) -> bool:
+    """Whether a call of the step adds or writes in the order in which threads arrive.
+
+    On CUDA those that torch lists; on the CPU with several threads index_put that accumulates.
+    """
+    for node in program.calls:
+        name = op_name(node)
+        if name in _ON_CUDA and any(m.device.type != "cpu" for m in node.meta["tensors"].values()):
+            return True
+        if name == "index_put" and argument(node, 3) and torch.get_num_threads() > 1:
+            return True
+    return False
+
+
 class NondeterminismDetector:
     """Finds calls whose result is not determined by their inputs."""
 
@@ -43,7 +58,7 @@ class NondeterminismDetector:
     def see(self, call: Call, seen: Observation | None) -> None:
         """Look at writes by index, and at calls that torch lists."""
         name = op_name(call.node)
-        if isinstance(call.computed, Tensor) and call.computed.is_cuda and name in _ON_CUDA:
+        if name in _ON_CUDA and isinstance(call.reference, Tensor) and call.reference.is_cuda:
             self._listed.append(call.node)
         if seen is None or name not in _WRITES:
             return

@@ -44,6 +44,8 @@ class NonFiniteDetector:
 
     def see(self, call: Call, seen: Observation | None) -> None:
         """Note what a call was given that returns a non-finite value."""
+        if call.rounded:
+            return
         if seen is not None and not (seen.nonfinite or seen.reference_nonfinite):
             return
         if "call" not in call.node.meta or not _has_nonfinite((call.computed, call.reference)):

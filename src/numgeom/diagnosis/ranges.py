@@ -52,7 +52,7 @@ class RangeDetector:
             top = float(inside.max()) if inside.numel() else 0.0
             if top >= _HEADROOM * seen.format.largest:
                 self._near_top[call.node] = math.log2(seen.format.largest / top)
-        if seen.flushed == 0 and seen.subnormal == 0:
+        if call.rounded or (seen.flushed == 0 and seen.subnormal == 0):
             return
         local = call.local()
         if not isinstance(local, Tensor) or not bool(torch.isfinite(local).all()):
@@ -88,7 +88,7 @@ class RangeDetector:
     def _lost(self, trace: Trace) -> Iterator[Finding]:
         if not self._underflows:
             return
-        ends, shares = _victims(trace)
+        ends, shares = victims(trace)
         if not ends:
             return
         known = ancestors(ends)
@@ -137,12 +137,14 @@ class RangeDetector:
                           remedy=remedy, verified=True)  # fmt: skip
 
 
-def _victims(trace: Trace) -> tuple[list[fx.Node], dict[str, float]]:
+def victims(trace: Trace) -> tuple[list[fx.Node], dict[str, float]]:
     """The output nodes that suffer, and which part of each gradient is computed as zero."""
     found = outputs(trace.program)
     ends, shares = [], {}
     computed, reference = trace.result.computed, trace.result.reference
     for name, value in computed.gradients.items():
+        if trace.errors.parameters.get(name, 0.0) < _LOST_IN_GRADIENT:
+            continue  # what is lost is part of the error
         want = reference.gradients[name].double()
         if not bool(torch.isfinite(want).all()):
             continue

@@ -3,6 +3,7 @@
 Sigmoids and tanhs far out, ReLUs that are off for every sample, softmaxes that are one-hot.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,10 @@ _SHARE = 0.8  # part of a call's entries (units, rows) from which on it is repor
 _KILLED = 1e-4  # part of the cotangent's norm that comes through an activation's backward call
 _MASKED = -1e4  # scores below the row's maximum by more, or at the format's end, are masks
 _ONE_HOT = 1.0 - 1e-3
+_ENTRIES = 4096  # of a sample, and
+_ROWS = 1024
+_LIKELY = 0.5 * _SHARE  # in a sample: then all are looked at
+_FEW = 0.02  # rows: all rows may be one-hot of those with several open entries, and these be few
 
 _BACKWARD = frozenset({
     "sigmoid_backward", "tanh_backward", "hardtanh_backward", "hardsigmoid_backward",
@@ -49,21 +54,19 @@ class SaturationDetector:
             self._attention(call)
         if seen is None or seen.entries < 2 or seen.nonfinite or seen.reference_nonfinite:
             return
-        y: Tensor = call.computed
         if name in ("sigmoid", "tanh"):
-            y = y.double()
-            slope = 4.0 * y * (1.0 - y) if name == "sigmoid" else 1.0 - y * y
-            self._note(call, Kind.SATURATION, _share(slope.abs() < _FLAT), "entries")
+            if _share_flat(name, _sample(call.reference)) >= _LIKELY:
+                self._note(call, Kind.SATURATION, _share_flat(name, call.computed), "entries")
         elif name in ("hardtanh", "hardsigmoid"):
             self._bounded(call)
         elif name in _RELU and _is_zero_at_rest(call):
             self._relu(call)
         elif name == "_softmax":
             scores = call.argument(0)
-            if scores is not None and isinstance(scores.computed, Tensor):
-                self._softmax(call, scores.computed, y, argument(call.node, 1))
+            if scores is not None and self._may_be_one_hot(call, argument(call.node, 1)):
+                self._softmax(call, scores.computed, argument(call.node, 1))
         elif name in _BACKWARD:
-            self._backward(call)
+            self._backward(call, seen)
 
     def findings(self, trace: Trace) -> Iterator[Finding]:
         """Yield one finding for each line and operation."""
@@ -106,15 +109,28 @@ class SaturationDetector:
         others = [d for d in range(y.dim()) if d != channels]
         self._note(call, Kind.DEAD_UNITS, _share((y == 0).all(dim=others)), "units")
 
-    def _softmax(self, call: Call, scores: Tensor, y: Tensor, dim: int) -> None:
+    def _softmax(self, call: Call, scores: Tensor, dim: int) -> None:
+        y: Tensor = call.computed
         scores = scores.double().movedim(dim, -1)
-        lowest = max(_MASKED, 0.5 * torch.finfo(call.computed.dtype).min)
+        lowest = max(_MASKED, 0.5 * torch.finfo(y.dtype).min)
         top = scores.amax(-1, keepdim=True)
         open_ = (scores > lowest) | (scores > top + lowest) & (scores > 0.5 * lowest)
         rows = open_.sum(-1) >= 2
         one_hot = y.double().movedim(dim, -1).amax(-1) > _ONE_HOT
         if bool(rows.any()):
             self._note(call, Kind.SATURATION, _share(one_hot[rows]), "rows_one_hot")
+
+    def _may_be_one_hot(self, call: Call, dim: int) -> bool:
+        """Whether a look at all rows is worth it: not if hardly any in a large sample is one-hot.
+
+        Rows with a single open entry are one-hot on purpose, so they count here.
+        """
+        y: Tensor = call.reference
+        if y.dim() == 0 or y.numel() // y.shape[dim] <= _ROWS:
+            return True
+        rows = y.movedim(dim, -1).flatten(0, -2)
+        one_hot = rows[:: rows.shape[0] // _ROWS | 1].amax(-1) > _ONE_HOT
+        return _share(one_hot) > _FEW
 
     def _attention(self, call: Call) -> None:
         query, key = call.argument(0), call.argument(1)
@@ -138,14 +154,14 @@ class SaturationDetector:
         if bool(rows.any()):
             self._note(call, Kind.SATURATION, _share(one_hot[rows]), "rows_one_hot")
 
-    def _backward(self, call: Call) -> None:
+    def _backward(self, call: Call, seen: Observation) -> None:
         given = call.argument(0)
         if given is None or not isinstance(given.reference, Tensor):
             return
         size = norm(given.reference)
-        if size == 0.0 or not bool(torch.isfinite(given.reference).all()):
+        if size == 0.0 or not math.isfinite(size):
             return
-        share = norm(call.reference) / size
+        share = seen.norm / size
         if share >= _KILLED:
             return
         rectified = op_name(call.node) == "threshold_backward"
@@ -169,6 +185,21 @@ _REVIVE = (
     "Lower the learning rate, initialise the biases at zero and the weights with "
     "kaiming_normal_, or use nn.LeakyReLU() or nn.GELU()."
 )
+
+
+def _share_flat(name: str, y: Tensor) -> float:
+    """Part of the entries of a sigmoid or tanh at which its derivative vanished."""
+    y = y.double()
+    slope = 4.0 * y * (1.0 - y) if name == "sigmoid" else 1.0 - y * y
+    return _share(slope.abs() < _FLAT)
+
+
+def _sample(x: Tensor) -> Tensor:
+    """Some of many entries: enough to see that a share is far from the threshold.
+
+    Every k-th one with odd k, so that none of the columns of the usual sizes is left out.
+    """
+    return x if x.numel() <= 2 * _ENTRIES else x.flatten()[:: x.numel() // _ENTRIES | 1]
 
 
 def _share(where: Tensor) -> float:

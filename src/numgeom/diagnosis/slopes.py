@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from numgeom.diagnosis.directions import direction
+from numgeom.diagnosis.directions import component, step_along_
 from numgeom.diagnosis.partial import evaluate
 from numgeom.diagnosis.trace import Trace, norm, outputs
 from numgeom.errors import ReplayError
@@ -63,25 +63,39 @@ def slope(trace: Trace, *, names: Collection[str] | None = None, seed: int = 0) 
         for name, g in reference.gradients.items()
         if not g.is_complex() and (names is None or name in names)
     }
-    whole = norm(torch.tensor([norm(g) for g in reference.gradients.values()]))
+    whole = math.hypot(*(_size(trace, name) for name in reference.gradients))
     base = float(reference.loss)
     if not math.isfinite(whole) or not math.isfinite(base):
         return None
-    sizes = [norm(program.constants[str(n.target)]) for n in _leaves(program)]
-    step = _CHANGE * max(abs(base), 1e-3) / whole if whole else _CHANGE * max([*sizes, 1e-3])
-    directions = {name: direction(g, seed + i) for i, (name, g) in enumerate(gradients.items())}
+    if whole:
+        step = _CHANGE * max(abs(base), 1e-3) / whole
+    else:
+        sizes = [norm(program.constants[str(n.target)]) for n in _leaves(program)]
+        step = _CHANGE * max([*sizes, 1e-3])
+    seeds = {name: seed + i for i, name in enumerate(gradients)}
 
     def move(node: fx.Node, value: Tensor) -> Tensor:
-        way = directions.get(node.meta["name"]) if node.meta["role"] == "parameter" else None
-        return value if way is None else torch.add(value, way, alpha=step)
+        way = seeds.get(node.meta["name"]) if node.meta["role"] == "parameter" else None
+        if way is None:
+            return value
+        own = value is program.constants[str(node.target)]  # it was in float64 already
+        return step_along_(value.clone() if own else value, way, step)
 
     end = outputs(program)["loss"]
     try:
         moved = evaluate(program, [end], dtype=torch.float64, change=move)[end]
     except ReplayError:  # an op that checks its inputs, and finds them moved
         return None
-    predicted = sum(float((g * directions[name]).sum()) for name, g in gradients.items())
+    predicted = sum(component(g, seeds[name]) for name, g in gradients.items())
     return Slope(predicted, (float(moved) - base) / step, whole)
+
+
+def _size(trace: Trace, name: str) -> float:
+    """The norm of a reference gradient, as it was observed."""
+    seen = trace.observations.get(outputs(trace.program)["gradients"][name])
+    if seen is None or seen.reference_nonfinite:
+        return norm(trace.result.reference.gradients[name])
+    return seen.norm
 
 
 def _leaves(program: Program) -> list[fx.Node]:

@@ -6,7 +6,7 @@ computed - reference divided by that of the reference.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from numgeom.diagnosis.result import Finding
 from numgeom.recording import Program, Replay
 from numgeom.semantics.lockstep import Call, LockstepResult, lockstep
 
-_FORMATS = {
+FORMATS = {
     torch.float64: formats.float64,
     torch.float32: formats.float32,
     torch.float16: formats.float16,
@@ -88,11 +88,13 @@ class Errors:
         loss: Of the loss.
         gradient: Of all gradients as one vector.
         worst: Largest error of one parameter's gradient, those of next to no weight aside.
+        parameters: Of each parameter's gradient, whatever its weight.
     """
 
     loss: float
     gradient: float
     worst: float
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def of_gradients(self) -> float:
@@ -132,6 +134,8 @@ class Trace:
         """Whether the loss and the gradients are finite, in both runs."""
         runs = (self.result.computed, self.result.reference)
         tensors = [t for run in runs for t in (run.loss, *run.gradients.values()) if t is not None]
+        if math.isfinite(self.errors.gradient):  # so are the real gradients that it compares
+            tensors = [t for t in tensors if t.is_complex() or t.dim() == 0]
         return all(math.isfinite(norm(t.real if t.is_complex() else t)) for t in tensors)
 
     @cached_property
@@ -161,9 +165,9 @@ def take(program: Program, detectors: Iterable[Detector]) -> Trace:
 def observe(call: Call) -> Observation | None:
     """Measure one node; None if it holds no single real floating-point tensor."""
     computed, reference = call.computed, call.reference
-    if not isinstance(computed, Tensor) or computed.dtype not in _FORMATS:
+    if not isinstance(computed, Tensor) or computed.dtype not in FORMATS:
         return None
-    found = _FORMATS[computed.dtype]
+    found = FORMATS[computed.dtype]
     computed, reference = computed.detach(), reference.detach().double()
     if computed.numel() == 0:
         return Observation(found, 0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0)
@@ -254,10 +258,10 @@ _SAFE = (1e-140, 1e140)  # squares of such norms are normal numbers
 
 def compare(computed: Replay, reference: Replay) -> Errors:
     """Measure how far the outputs of a run are from those of the reference."""
+    names = [name for name, value in computed.gradients.items() if not value.is_complex()]
     pairs = [
-        (value.detach(), reference.gradients[name].detach().double())
-        for name, value in computed.gradients.items()
-        if not value.is_complex()
+        (computed.gradients[name].detach(), reference.gradients[name].detach().double())
+        for name in names
     ]
     sizes = [(distance(a, b), norm(b)) for a, b in pairs]
     whole = math.hypot(*(size for _, size in sizes))
@@ -267,7 +271,8 @@ def compare(computed: Replay, reference: Replay) -> Errors:
     if computed.loss is not None and reference.loss is not None:
         got, want = float(computed.loss), float(reference.loss)
         loss = _ratio(abs(got - want), abs(want))
-    return Errors(loss, error, worst)
+    ratios = {name: _ratio(e, s) for name, (e, s) in zip(names, sizes, strict=True)}
+    return Errors(loss, error, worst, ratios)
 
 
 def _ratio(error: float, size: float) -> float:
@@ -293,9 +298,11 @@ def place(node: fx.Node) -> dict[str, Any]:
 
 def op_name(node: fx.Node) -> str:
     """The operation without library and overload: "log" for aten.log.default; "" if none."""
-    if node.op != "call_function" or "call" not in node.meta:
-        return ""
-    return _base_name(node.target)
+    name = node.meta.get("op_name")
+    if name is None:
+        known = node.op == "call_function" and "call" in node.meta
+        name = node.meta["op_name"] = _base_name(node.target) if known else ""
+    return name
 
 
 @lru_cache(maxsize=4096)
@@ -311,7 +318,8 @@ def argument(node: fx.Node, position: int) -> Any:
 
 def phase_of(node: fx.Node) -> str:
     """The phase of a call; "" if it is none."""
-    return place(node)["phase"]
+    info = node.meta.get("call")
+    return info.phase if info is not None else place(node)["phase"]
 
 
 def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:

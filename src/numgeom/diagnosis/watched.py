@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from numgeom.diagnosis.gradients import GradientLook
 from numgeom.diagnosis.result import Diagnosis, as_number
 from numgeom.diagnosis.trace import norm
 from numgeom.recording import Program
@@ -59,6 +60,13 @@ class WatchedStep:
         gradient_norms: 2-norm of the gradient, by parameter.
         problem: Why there is no diagnosis, or "".
         program: File that holds the step, or "".
+        skipped: Why only the gradients were looked at: "budget", "busy" (the background process
+            had another step), or "".
+        nonfinite: Of such a step, the parameters whose gradient holds a NaN or an infinity.
+        headroom_binades: Of such a step, powers of two between the largest norm of a gradient
+            and the end of its format.
+        subnormal_share: Of such a step, the part of the gradients' entries in float16 that are
+            subnormal, by a sample; NaN without such.
     """
 
     step: int
@@ -67,6 +75,18 @@ class WatchedStep:
     gradient_norms: Mapping[str, float]
     problem: str = ""
     program: str = ""
+    skipped: str = ""
+    nonfinite: tuple[str, ...] = ()
+    headroom_binades: float = math.nan
+    subnormal_share: float = math.nan
+
+    @classmethod
+    def of_gradients(cls, step: int, seen: GradientLook, skipped: str) -> "WatchedStep":
+        """A step of which only the gradients were looked at."""
+        return cls(
+            step, None, math.nan, seen.norms, skipped=skipped, nonfinite=seen.nonfinite,
+            headroom_binades=seen.headroom_binades, subnormal_share=seen.subnormal_share,
+        )  # fmt: skip
 
     @property
     def layer_gradient_norms(self) -> dict[str, float]:
@@ -81,7 +101,7 @@ class WatchedStep:
         """Return the step as it is written to the history."""
         norms = {name: plain(size) for name, size in self.gradient_norms.items()}
         found = None if self.diagnosis is None else self.diagnosis.to_document()
-        return {
+        document = {
             "step": self.step,
             "loss": plain(self.loss),
             "gradient_norms": norms,
@@ -89,7 +109,15 @@ class WatchedStep:
             "diagnosis": found,
             "problem": self.problem,
             "program": self.program,
+            "skipped": self.skipped,
         }
+        if self.skipped:
+            document |= {
+                "nonfinite": list(self.nonfinite),
+                "headroom_binades": plain(self.headroom_binades),
+                "subnormal_share": plain(self.subnormal_share),
+            }
+        return document
 
 
 def plain(value: float) -> float | str:

@@ -17,6 +17,8 @@ from numgeom.diagnosis.watched import Look
 from numgeom.errors import NumgeomError
 from numgeom.recording import Program
 
+_NICE = 10
+
 
 def answer(path: str) -> dict[str, Any]:
     """What is said of the step in a file: `Look.to_document`, or {"problem": why not}."""
@@ -37,6 +39,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what else is printed is no answer
     torch.set_num_threads(1)
+    if hasattr(os, "nice"):  # training comes first
+        os.nice(_NICE)
     for line in sys.stdin:
         answers.write(json.dumps(answer(json.loads(line)["program"])) + "\n")
         answers.flush()

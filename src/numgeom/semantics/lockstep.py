@@ -8,7 +8,7 @@ computed - local is its own error and local - reference what it inherited.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
@@ -18,9 +18,23 @@ from numgeom.recording import Program, Replay
 from numgeom.recording.replay import ProgramInterpreter
 
 
-@dataclass(frozen=True)
-class Both:
+class Both(Protocol):
     """A value as it was computed, and the reference's."""
+
+    @property
+    def computed(self) -> Any:
+        """The value in the recorded formats."""
+        ...
+
+    @property
+    def reference(self) -> Any:
+        """The value in float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The values of two runs."""
 
     computed: Any
     reference: Any
@@ -32,16 +46,27 @@ class Call:
 
     Attributes:
         node: The node: a call, a part of a call with several outputs, or a constant.
-        computed: Its value in the recorded formats.
-        reference: Its value in float64.
+        value: Both values of it.
         inputs: Both values of every node that it reads.
+        rounded: Whether no run but the reference was made: what is called computed is the
+            reference, rounded once (`numgeom.semantics.alone`).
     """
 
     node: fx.Node
-    computed: Any
-    reference: Any
+    value: Both = field(repr=False)
     inputs: Mapping[fx.Node, Both] = field(repr=False)
     _again: Callable[[], Any] = field(repr=False)
+    rounded: bool = False
+
+    @property
+    def computed(self) -> Any:
+        """Its value in the recorded formats."""
+        return self.value.computed
+
+    @property
+    def reference(self) -> Any:
+        """Its value in float64."""
+        return self.value.reference
 
     def local(self) -> Any:
         """Run the call in float64 on the inputs as they were computed."""
@@ -108,13 +133,13 @@ class _Lockstep(ProgramInterpreter):
         self._visit = visit
         self.reference = Replay({}, None)
 
-    def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Both:
+    def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Pair:
         if node.op == "get_attr":
-            both = Both(self._first.constant(node), self._wide.constant(node))
+            both = Pair(self._first.constant(node), self._wide.constant(node))
         else:
             computed = self._evaluate(self._first, node, values, _computed)
             reference = self._evaluate(self._wide, node, values, _reference)
-            both = Both(computed, reference)
+            both = Pair(computed, reference)
         inputs = {source: values[source] for source in node.all_input_nodes}
 
         def again() -> Any:
@@ -122,7 +147,7 @@ class _Lockstep(ProgramInterpreter):
                 return both.computed
             return self._evaluate(self._wide, node, inputs, _widened)
 
-        self._visit(Call(node, both.computed, both.reference, inputs, again))
+        self._visit(Call(node, both, inputs, again))
         return both
 
     def finish(self, found: Any) -> Any:
@@ -178,7 +203,7 @@ def _map(value: Any, by: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 def _part(tree: Any, which: Callable[[Both], Any]) -> Any:
-    if isinstance(tree, Both):
+    if isinstance(tree, Pair):
         return which(tree)
     if isinstance(tree, Mapping):
         return {key: _part(value, which) for key, value in tree.items()}

@@ -12,8 +12,8 @@ def hugging_face_callback(**options: Any) -> Any:
     changes the parameters: all its forward and backward passes, and gradient clipping.
 
     Args:
-        **options: Of `numgeom.Monitor`: every, history, keep, on_finding, on_step,
-            background.
+        **options: Of `numgeom.Monitor`: every, budget, history, keep, on_finding,
+            on_step, background.
 
     Returns:
         A `transformers.TrainerCallback`; its `watch.monitor.last` is the last step looked at.

@@ -12,8 +12,8 @@ def lightning_callback(**options: Any) -> Any:
     not. With accumulated gradients every batch counts as a step.
 
     Args:
-        **options: Of `numgeom.Monitor`: every, history, keep, on_finding, on_step,
-            background.
+        **options: Of `numgeom.Monitor`: every, budget, history, keep, on_finding,
+            on_step, background.
 
     Returns:
         A `lightning.Callback`; its `watch.monitor.last` is the last step that was looked at.
