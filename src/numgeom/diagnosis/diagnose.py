@@ -23,6 +23,7 @@ from numgeom.diagnosis.result import Diagnosis, Finding, Kind, Severity
 from numgeom.diagnosis.saturation import SaturationDetector
 from numgeom.diagnosis.surrogates import SurrogateDetector
 from numgeom.diagnosis.trace import Detector, Trace, take
+from numgeom.diagnosis.updates import UpdateDetector
 from numgeom.errors import NumgeomError
 from numgeom.recording import Program, record_step
 from numgeom.recording.record import record_callable
@@ -46,7 +47,8 @@ def diagnose(
     The step as it was computed is compared with its float64 reference, call by call. What is
     reported shows in these numbers: a NaN or infinity that reaches the loss or a gradient,
     gradients lost to underflow, digits lost in the loss or the gradients, activations that let no
-    gradient through, cotangents that vanish or explode; and formulas that have a stable form.
+    gradient through, cotangents that vanish or explode, parameters that an optimizer inside the
+    step fails to move; and formulas that have a stable form.
 
     Args:
         subject: A model, with `loss_fn` and `batch`; or a function that runs forward and backward
@@ -146,6 +148,7 @@ def all_detectors() -> list[Detector]:
         DifferenceDetector(),
         LossScaleDetector(),
         SurrogateDetector(),
+        UpdateDetector(),
     ]
 
 

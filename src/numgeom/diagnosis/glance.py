@@ -117,7 +117,8 @@ def _has_suspicious_formulas(program: Program) -> bool:
 
 def _is_finite(program: Program) -> bool:
     run = program.recorded
-    tensors = [t for t in (run.loss, *run.gradients.values()) if t is not None and t.numel()]
+    found = (run.loss, *run.gradients.values(), *run.updates.values())
+    tensors = [t for t in found if t is not None and t.numel() and t.is_floating_point()]
     return all(math.isfinite(torch.linalg.vector_norm(t.detach(), math.inf)) for t in tensors)
 
 
