@@ -38,11 +38,30 @@ def test_seed_and_purpose_decide_the_numbers() -> None:
     assert not torch.equal(draws.times(t, 1, LIKE), draws.times(t, 1, LIKE))
 
 
-def test_they_are_scaled_entry_by_entry_and_summed_up() -> None:
+def test_a_branch_is_independent_and_can_be_drawn_again() -> None:
+    t = torch.ones(()).double()
+    draws = Draws(5, 1)
+    plain, branch = draws.times(t, 2, LIKE), draws.branch(1).times(t, 2, LIKE)
+    assert torch.equal(branch, draws.branch(1).times(t, 2, LIKE))
+    assert not torch.equal(branch, draws.branch(2).times(t, 2, LIKE))
+    for one in (plain, draws.times(t, 2, LIKE)):
+        assert abs(float((one * branch).mean())) < 5 / (3 * math.sqrt(branch.numel()))
+
+
+def test_they_are_scaled_entry_by_entry() -> None:
     t = torch.rand(50, 40, dtype=torch.float64)
     t[0] = 0
-    plain, scaled = (Draws(7).times(s, 3, LIKE, sums=1) for s in (torch.ones_like(t), t))
-    assert torch.equal(plain[3], plain[:3].sum(0))
+    plain, scaled = (Draws(7).times(s, 3, LIKE) for s in (torch.ones_like(t), t))
     torch.testing.assert_close(scaled, plain * t, rtol=1e-15, atol=0)
     assert not bool(scaled[:, 0].any())
     assert Draws(0).times(t[:0], 3, LIKE[:0]).shape == (3, 0, 40)
+
+
+def test_long_vectors_are_drawn_one_by_one_and_each_with_its_own_scale() -> None:
+    like, t = torch.zeros(40_001).double(), torch.rand(3, 40_001, dtype=torch.float64)
+    w = torch.full((4, 40_001), math.nan, dtype=torch.float64)
+    assert Draws(2).times(t, 3, like, out=w[:3]).shape == (3, 40_001)
+    assert bool(w[3].isnan().all())
+    assert bool((w[:3].abs() <= t).all())
+    assert abs(float((w[:3] / t).square().mean()) - 1 / 3) < 0.01
+    assert abs(float((w[0] * w[1]).mean())) < 0.01

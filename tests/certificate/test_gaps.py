@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,12 +20,12 @@ from numgeom.certificate import CertificateError, certify
 from numgeom.certificate.bounds import LABELS, find_radii
 from numgeom.certificate.curvature import Examined, examine
 from numgeom.certificate.draws import Draws
-from numgeom.certificate.facts import local_errors
 from numgeom.certificate.kantorovich import kantorovich
 from numgeom.certificate.norms import Probed, ScaledMap
 from numgeom.certificate.probes import ProbePlan
 from numgeom.certificate.scale import choose_scale
 from numgeom.certificate.structure import pruned
+from numgeom.certificate.survey import survey
 from numgeom.ops.entry import Evaluation
 from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program, record, record_step
@@ -101,8 +102,8 @@ def _convolution() -> Program:
 def test_the_outputs_of_one_call_add_up_in_its_curvature() -> None:
     """||R||^2 is the sum over the outputs, not the largest of them."""
     program = _convolution()
-    facts, _ = local_errors(program, OPS, None)
-    scale = choose_scale(program, facts, OPS, None, Draws(0))
+    surveyed = survey(program, OPS, None, Draws(0))
+    facts, scale = surveyed.facts, choose_scale(surveyed)
     right = OPS.named("convolution_backward")
     assert right is not None
 
@@ -168,8 +169,8 @@ def test_a_probe_that_is_not_a_number_bounds_nothing(bad: float, place: int) -> 
 def _poisoned(lane: int) -> Probed:
     """Probes of a network, one of whose vectors has an entry that is not a number."""
     program = pruned(_network())
-    facts, _ = local_errors(program, OPS, None)
-    scale = choose_scale(program, facts, OPS, None, Draws(0))
+    surveyed = survey(program, OPS, None, Draws(0))
+    facts, scale = surveyed.facts, choose_scale(surveyed)
 
     class Poisoned(ScaledMap):
         def _push(self, lanes: int, visit: Any) -> None:
@@ -224,6 +225,37 @@ def test_the_stated_probability_covers_probes_and_labels(
     stated = float(radii.constants["failure probability"])
     assert stated >= (spent[0] + LABELS) * (1 - 1e-15)
     assert stated <= max(asked, asked / 2 + LABELS)
+
+
+@pytest.mark.parametrize("wanted", [math.inf, 0.0])
+def test_the_probabilities_of_all_bounds_add_up(
+    wanted: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every norm that is bounded spends its part: each gradient, all of them, and each beta."""
+    spent: list[float] = []
+
+    class Spending(ProbePlan):
+        def bound(self, results: list[float]) -> float:
+            spent.append(self.failure_probability)
+            return super().bound(results)
+
+    monkeypatch.setattr(theorem, "ProbePlan", Spending)
+    monkeypatch.setattr("numgeom.certificate.norms.ProbePlan", Spending)
+    # As if plain probes, half a power step and whole ones did not do.
+    crooked = OpTable(tuple(
+        replace(op, second_order=partial(_larger, op.second_order)) for op in OPS
+    ))  # fmt: skip
+    for ops in (OPS, crooked):
+        spent.clear()
+        result = kantorovich(_network(), failure_probability=1e-6, wanted=wanted, ops=ops)
+        assert result.holds is (ops is OPS)
+        assert spent
+        assert math.fsum(spent) <= 1e-6 * (1 + 1e-12)
+
+
+def _larger(second_order: Callable[[Evaluation], Any], call: Evaluation) -> Any:
+    found = second_order(call)
+    return found * 1e20 if isinstance(found, Tensor) else found
 
 
 @pytest.mark.parametrize("asked", [0.0, -1e-9, 1.0, 2.0, math.nan])

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from numgeom.certificate.draws import Draws
-from numgeom.certificate.facts import local_errors
-from numgeom.certificate.norms import ScaledMap
+from numgeom.certificate.norms import KEPT, ScaledMap
 from numgeom.certificate.probes import LARGEST_GAP, ProbePlan
 from numgeom.certificate.scale import choose_scale
 from numgeom.certificate.structure import pruned
+from numgeom.certificate.survey import survey
 from numgeom.ops.table import OPS
 from numgeom.recording import record_step
 from numgeom.semantics.tangents import push
@@ -24,8 +24,8 @@ def solved():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 2))
     step = record_step(model, lambda m, x: m(x).square().sum(), torch.randn(2, 3))
     program = pruned(step.decompose())
-    facts, _ = local_errors(program, OPS, None)
-    scale = choose_scale(program, facts, OPS, None, Draws(0))
+    surveyed = survey(program, OPS, None, Draws(0))
+    facts, scale = surveyed.facts, choose_scale(surveyed)
     solver = ScaledMap(program, facts, scale, None, Draws(1))
     offsets, size = {}, 0
     for node, t in scale.columns.items():
@@ -64,6 +64,30 @@ def test_plain_probes_bound_the_norm_and_every_block(solved):
         assert block <= plan.bound(found.blocks[name]) or block == 0.0
     everything = float(torch.linalg.matrix_norm(torch.cat(list(blocks.values())), 2))
     assert everything <= plan.bound(found.total)
+
+
+def test_half_a_power_step_bounds_it_more_sharply_than_its_own_probes(solved):
+    solver, _, norm, _ = solved
+    found = solver.probe(9, keep=KEPT)
+    plain = ProbePlan(KEPT, 0, 1e-9, solver.dimension).bound(found.rows[:KEPT])
+    bound, gap = solver.pull(found, 1e-9)
+    assert norm <= bound < plain
+    assert gap < LARGEST_GAP
+
+
+def test_a_wrong_transpose_is_noticed(solved):
+    solver, _, _, _ = solved
+    found = solver.probe(9, keep=KEPT)
+    node = max(found.kept, key=lambda n: float(found.kept[n][0].norm() * solver._rows[n].norm()))
+    found.kept[node] *= 1 + 1e-3
+    _, gap = solver.pull(found, 1e-9)
+    assert gap > LARGEST_GAP
+
+
+def test_no_vector_is_pushed_twice(solved):
+    solver, _, _, _ = solved
+    found = solver.probe(45).rows
+    assert len(set(found)) == 45
 
 
 @pytest.mark.parametrize(("probes", "steps"), [(8, 1), (16, 3)])

@@ -30,6 +30,11 @@ def test_probes_bound_the_norm_of_a_known_matrix():
                     y = matrix @ (matrix.T @ y)
                 found.append(float(y.norm()) ** (1 / (2 * steps + 1)))
             assert plan.bound(found) >= largest
+            half = ProbePlan(6, 0.5, 1e-9, n)
+            pulled = [matrix.T @ (matrix @ _uniform(rng, n)) for _ in range(6)]
+            assert half.bound([float(y.norm()) ** 0.5 for y in pulled]) >= largest
+    assert ProbePlan(6, 1, 1e-9).inflation < ProbePlan(6, 0.5, 1e-9).inflation
+    assert ProbePlan(6, 0.5, 1e-9).inflation < ProbePlan(6, 0, 1e-9).inflation ** 0.51
     assert ProbePlan(12, 3, 1e-9).inflation < 1.4 < ProbePlan(4, 1, 1e-9).inflation
 
 

@@ -47,3 +47,13 @@ def test_a_step_below_the_resolution_of_float32_has_no_cure_by_format():
 
 def test_a_step_of_length_zero_is_no_finding():
     assert not diagnose(_step(torch.bfloat16, 0.0))
+
+
+def test_entries_without_a_gradient_may_stand_still():
+    torch.manual_seed(0)
+    model = nn.Embedding(100, 8).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with numgeom.record(model) as recording:
+        model(torch.tensor([3, 5])).square().mean().backward()
+        optimizer.step()
+    assert not diagnose(recording.program)

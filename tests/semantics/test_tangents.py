@@ -68,3 +68,48 @@ def _gradient(program):
     end = next(n for n in program.graph.nodes if n.op == "output")
     (node,) = end.args[0]["gradients"].values()
     return node
+
+
+def _rows(x):
+    return torch.var_mean(x, dim=[-1], correction=0, keepdim=True)
+
+
+RULES = {
+    "square by itself": lambda a, b: a * a,
+    "quotient of two": lambda a, b: a / b,
+    "quotient, one is spread out": lambda a, b: a / b[:, :1],
+    "quotient of a constant": lambda a, b: 3.0 / b,
+    "moments of rows": lambda a, b: (a - _rows(a)[1]) * _rows(a * b)[0],
+    "moments of everything": lambda a, b: torch.var(a * b, correction=2) * a,
+    "moments along two": lambda a, b: torch.var(a, dim=(0, 1), correction=1) + b,
+    "sum along some": lambda a, b: (a * b).sum(-1) + (a / b).sum([0, -1]),
+    "sum that keeps": lambda a, b: a * b.sum(0, keepdim=True),
+    "a filled one": lambda a, b: torch.full_like(a, 2.0) * b,
+    "products of both": lambda a, b: (a @ b.T) @ (b @ a.T),
+    "batched products of both": lambda a, b: torch.bmm(a[None], (a * b).T[None]),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_for_stacked_tangents_are_the_derivatives(name):
+    """Each rule that is written for stacks, against torch's own forward mode."""
+    a = torch.nn.Parameter(torch.rand(3, 4, dtype=torch.float64) + 0.5)
+    b = torch.nn.Parameter(torch.rand(3, 4, dtype=torch.float64) + 0.5)
+    with record() as recording:
+        RULES[name](a, b).square().sum().backward()
+    program = recording.program.decompose()
+    linear = Linearization(program)
+    w = {n: torch.randn(3, *v.shape, dtype=torch.float64) for n, v in linear.values.items()}
+    for known in (None, _values(program)):
+        found = {}
+        push(program, 3, lambda n, _: w[n], lambda n, e, f=found: f.update({n: e.clone()}),
+             known=known)  # fmt: skip
+        for lane in range(3):
+            for node, e in linear.changes({n: v[lane] for n, v in w.items()}).items():
+                torch.testing.assert_close(found[node][lane], e, rtol=1e-11, atol=1e-11)
+
+
+def _values(program):
+    found = {}
+    program.replay(on_call=found.__setitem__)
+    return found

@@ -68,7 +68,8 @@ def mul_up(a: Tensor | float, b: Tensor | float) -> Tensor | float:
     require_usable(a, b)
     product = a * b
     product *= _COVER
-    product += _tiny_if((a > 0) & (b > 0))
+    if not _is_large(product):
+        product += _tiny_if((a > 0) & (b > 0))
     return _known(product)
 
 
@@ -85,6 +86,8 @@ def div_up(a: Tensor | float, b: Tensor | float) -> Tensor | float:
         dividend, divisor = as_tensors(a, b)
         quotient = dividend / divisor
         quotient *= _COVER
+        if _is_large(quotient) and divisor.numel() and bool(divisor.amax() < math.inf):
+            return _known(quotient)  # a divisor of 0 gave infinity or NaN, as it should
         quotient += _tiny_if(dividend > 0)
         return _known(quotient.masked_fill_((divisor == 0) | torch.isinf(divisor), math.inf))
     if b == 0 or math.isinf(b):
@@ -303,6 +306,19 @@ def _known(bound: Tensor | float) -> Tensor | float:
     if isinstance(bound, Tensor):
         return bound.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-math.inf)
     return math.inf if math.isnan(bound) else bound
+
+
+def _is_large(bound: Tensor | float) -> bool:
+    """Whether TINY is lost beside every entry, so that adding it changes nothing."""
+    if isinstance(bound, Tensor):
+        return bound.numel() > 0 and bool(bound.amin() > 1e-290)
+    return bound > 1e-290
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no entry is infinite or NaN."""
+    # The sum of entries of which one is not finite is not; it is much faster than to look at each.
+    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def _tiny_if(mask: Tensor | bool) -> Tensor | float:

@@ -7,8 +7,11 @@ import torch
 
 from numgeom.version import __version__
 
-NAMES = ("torch", "numgeom", "system", "processor", "cpu", "threads")
+NAMES = ("torch", "numgeom", "certificates", "system", "processor", "cpu", "threads")
 """What `circumstances` tells."""
+
+WAY = "2"
+"""How certificates are made; raised when one of the same step gets other bounds."""
 
 
 def circumstances() -> dict[str, str]:
@@ -16,6 +19,7 @@ def circumstances() -> dict[str, str]:
     return {
         "torch": torch.__version__,
         "numgeom": __version__,
+        "certificates": WAY,
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -3,6 +3,10 @@
 One walk over the opened program answers both. It carries, for every value, the radius within which
 the exact one lies on the way to it: rho s where the theorem's ball bounds an entry, the ball rule
 of the call from its parents' radii, whichever is less.
+
+Most programs need less. A first walk takes rho s alone, asks for ball radii only where a decision
+or a gradient needs them and rho s does not bound them, and says of all other values that nothing is
+known. Its radii are wider, so what it clears is clear; the full walk is for what it does not clear.
 """
 
 import math
@@ -18,17 +22,19 @@ from numgeom.arithmetic.rounding import (
     div_up,
     mul_up,
     next_up,
-    norm_up,
     sqrt_up,
 )
-from numgeom.certificate.facts import Facts, Walk, second_order, total
+from numgeom.certificate.facts import Facts, Walk, fast_norm_up, second_order, total
 from numgeom.certificate.kinks import Kink, kink_of
 from numgeom.certificate.scale import Scale
+from numgeom.ops.balls import says_nothing
 from numgeom.ops.entry import Evaluation, Op
 from numgeom.ops.table import OpTable
 from numgeom.recording import Program
 from numgeom.semantics.ball import Enclosure
 from numgeom.semantics.twins import Twins
+
+_LITTLE = 1e-30  # beside a radius that is no zero's
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,12 @@ def examine(
         seed: Of the labels.
         known: Bounds of single entries, by node, besides those that follow here.
     """
+    if known is None:
+        quick = _Quick(program, ops, device, facts, scale, rho, {})
+        quick.evaluate()
+        k, bent = quick.curvature()
+        if math.isfinite(k) and not quick.crossing and not quick.may_be_sharper():
+            return Examined(k, bent, quick.radii, {}, quick.own, quick.midpoints)
     walk = _Examination(program, ops, device, facts, scale, rho, known or {})
     walk.evaluate()
     k, bent = walk.curvature()
@@ -152,12 +164,30 @@ class _Examination(Walk):
         for holder in holders:
             if holder in self._facts.structure.tails:
                 self._arrive(holder, op, call, part)
-        if node in self._facts.exact:
+        if node in self._facts.exact or not holders:
             return None
-        ball = super().settle(node, op, call, part)
-        y = call.y if part is None else call.y[part]
+        return self._radius(holders, op, call, part)
+
+    def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """The value that is known already."""
+        del args, kwargs
+        return self._facts.trace[node]
+
+    def constant(self, node: fx.Node) -> Tensor:
+        """The value that is known already."""
+        return self._facts.trace[node]
+
+    def _ball(
+        self, holders: list[fx.Node], op: Op, call: Evaluation, part: int | None
+    ) -> Tensor | None:
+        """The ball rule of a call; its rounding is known already."""
+        return self.combined(op.spread(call), self._facts.rounding[holders[0]], call, part)
+
+    def _radius(self, holders: list[fx.Node], op: Op, call: Evaluation, part: int | None) -> Tensor:
+        """The lesser of what the ball rule says and rho s."""
+        ball = self._ball(holders, op, call, part)
         if ball is None:
-            ball = torch.zeros_like(y)
+            ball = torch.zeros_like(call.y if part is None else call.y[part])
         for holder in holders:
             row = self._scale.rows.get(holder)
             if row is not None:
@@ -199,7 +229,7 @@ class _Examination(Walk):
         """Record what a call in a tail adds by its second-order term, at the radii carried."""
         second = second_order(op, call, part)
         if second is not None:
-            size = float(norm_up(second))
+            size = fast_norm_up(second)
             for name, count in self._facts.structure.tails[holder].items():
                 self.own[name] = add_up(self.own[name], mul_up(size, float(count)))
 
@@ -235,6 +265,89 @@ class _Examination(Walk):
                     origin = _call_of(source)
                     found = self._decided.get(origin) or (kink_of(origin, mask), mask)
                     self.crossing[origin], self.doubts[origin] = found
+
+
+class _Quick(_Examination):
+    """Carries rho s, a ball radius where one is asked for, and else nothing."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._asked = _asked(self.program, self._ops, self._facts, self._scale)
+
+    def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        if "call" not in node.meta or not self._is_plain(node):
+            return super().run_node(node, values)
+        value = self._facts.trace[node]
+        if node in self._facts.exact:
+            return Enclosure(value)
+        found = Enclosure(value, self._without_ball([node], value))
+        for done in self._last_reader.get(node, ()):
+            self._wide.pop(done, None)
+        return found
+
+    def may_be_sharper(self) -> bool:
+        """Whether a ball may say more: that a radius is finite, or that a zero is exact.
+
+        A zero is exact where no sample of the errors arrives; its radius is next to nothing here.
+        """
+        for name, radius in self.radii.items():
+            if not total(radius) < math.inf:
+                return True
+            little = (self.midpoints[name] == 0) & (radius > 0)
+            if bool(little.any()) and bool((radius[little] < _LITTLE * radius.amax()).any()):
+                return True
+        return False
+
+    def _is_plain(self, node: fx.Node) -> bool:
+        """Whether a call neither bends nor decides nor arrives, so that its facts do not matter."""
+        target: Any = node.target
+        op = self._ops.lookup(target)
+        if op is None or op.kinks != "none" or node in self._facts.structure.tails:
+            return False
+        if node in self._asked and node not in self._scale.rows and node not in self._facts.exact:
+            return False
+        value = self._facts.trace[node]
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return False
+        moving = [n for n in node.all_input_nodes if n not in self._facts.exact]
+        if not all(_is_real(self._facts.trace[n]) for n in moving):
+            return False
+        return says_nothing(op.second_order) or not self._facts.is_column(node) or not moving
+
+    def _radius(self, holders: list[fx.Node], op: Op, call: Evaluation, part: int | None) -> Tensor:
+        y = call.y if part is None else call.y[part]
+        if not self._asked.isdisjoint(holders) and self._scale.rows.keys().isdisjoint(holders):
+            ball = self._ball(holders, op, call, part)
+            return torch.zeros_like(y) if ball is None else ball
+        return self._without_ball(holders, y)
+
+    def _without_ball(self, holders: list[fx.Node], y: Tensor) -> Tensor:
+        found = y.new_full((), math.inf).expand(y.shape)
+        for holder in holders:
+            row = self._scale.rows.get(holder)
+            if row is not None:
+                found = self._wide[holder] = row * self._rho_up  # S is no subnormal number
+        return found
+
+
+def _asked(program: Program, ops: OpTable, facts: Facts, scale: Scale) -> set[fx.Node]:
+    """The nodes whose radii decisions and gradients need; rows have theirs from the theorem."""
+    found = set(facts.gradients.values())
+    for node in reversed(program.graph.nodes):
+        if node.op == "output" or node in facts.exact:
+            continue
+        target: Any = node.target
+        op = ops.lookup(target) if "call" in node.meta else None
+        value = facts.trace[node]
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        decides = op is not None and (op.kinks != "none" or not all(map(_is_real, parts)))
+        if decides or (node in found and node not in scale.rows):
+            found.update(node.all_input_nodes)
+    return found
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _call_of(node: Any) -> fx.Node:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 GRAIN = 2.0**-31
+_TOGETHER = 2**15  # numbers that are drawn at once
 
 
 class Draws:
@@ -18,28 +19,73 @@ class Draws:
     Args:
         seed: The caller's.
         purpose: Equal seeds give independent numbers for different purposes.
+        branch: And for different branches of one purpose.
     """
 
-    def __init__(self, seed: int, purpose: int = 0) -> None:
+    def __init__(self, seed: int, purpose: int = 0, *, branch: int = 0) -> None:
         """Start; the numbers depend on seed and purpose, and on what was drawn before."""
-        sequence = np.random.SeedSequence(abs(seed), spawn_key=(purpose, int(seed < 0)))
-        self._bits = np.random.SFC64(sequence)
+        key = (purpose, int(seed < 0)) if branch == 0 else (purpose, int(seed < 0), branch)
+        self._seed, self._purpose = seed, purpose
+        self._bits = np.random.SFC64(np.random.SeedSequence(abs(seed), spawn_key=key))
 
-    def times(self, t: Tensor, count: int, like: Tensor, *, sums: int = 0) -> Tensor:
-        """Random vectors w, entry by entry times t: float64, [count + sums, *shape].
+    def branch(self, number: int) -> "Draws":
+        """Further numbers, independent of these, which can be drawn again."""
+        return Draws(self._seed, self._purpose, branch=number)
+
+    def times(self, t: Tensor, count: int, like: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Random vectors w, entry by entry times t: float64, [count, *shape].
 
         Args:
             t: What to multiply by, at least 0, in the shape of the vectors or broadcast to them;
                 normal numbers or zeros.
             count: How many vectors.
             like: Their shape and device.
-            sums: How often the sum of all w, times t, is returned behind them.
+            out: Where to write them; by default in memory of their own.
         """
-        n = count * like.numel()
-        found = torch.empty((count + sums, *like.shape), dtype=torch.float64, device=like.device)
+        found = out
+        if found is None:
+            shape = (count, *like.shape)
+            found = torch.empty(shape, dtype=torch.float64, device=like.device)
+        scale = t * GRAIN
+        varies = scale.dim() == found.dim()
+        lanes = self._together(like.numel())
+        for start in range(0, count, lanes):
+            some = slice(start, min(start + lanes, count))
+            self._fill(found[some]).mul_(scale[some] if varies else scale)
+        return found
+
+    def add(self, t: Tensor, out: Tensor, total: Tensor, first: "Draws") -> None:
+        """Add random vectors, entry by entry times t, to some vectors.
+
+        Args:
+            t: As for `times`, in the shape of the vectors.
+            out: What to add to: float64, [count, *shape].
+            total: What to add the sum of all of them to, as well.
+            first: Where the first vector comes from.
+        """
+        scale = t * GRAIN
+        lanes = self._together(scale.numel())
+        room = torch.empty((min(lanes, len(out)), *scale.shape), dtype=out.dtype, device=out.device)
+        for start in range(0, len(out), lanes):
+            part = out[start : start + lanes]
+            added = room[: len(part)]
+            if start:
+                self._fill(added)
+            else:
+                first._fill(added[:1])
+                self._fill(added[1:])
+            added.mul_(scale)
+            part.add_(added)
+            total.add_(added[0] if len(added) == 1 else added.sum(0))
+
+    def _fill(self, out: Tensor) -> Tensor:
+        """Write random words of 32 bits, as integers."""
+        n = out.numel()
         # numpy promises the same raw bits in all versions.
         words = self._bits.random_raw((n + 1) // 2).view(np.int32)[:n]
-        found[:count] = torch.from_numpy(words).reshape(count, *like.shape)
-        if sums:
-            found[count:] = found[:count].sum(0)
-        return found.mul_(t * GRAIN)
+        return out.copy_(torch.from_numpy(words).view(out.shape))
+
+    @staticmethod
+    def _together(n: int) -> int:
+        """How many vectors of n entries are drawn at once: they stay in the processor's cache."""
+        return max(1, _TOGETHER // max(1, n))

@@ -55,22 +55,32 @@ from torch import Tensor
 from numgeom.arithmetic.rounding import add_up, mul_up
 from numgeom.certificate.curvature import Examined, examine
 from numgeom.certificate.draws import Draws
-from numgeom.certificate.facts import Facts, local_errors
+from numgeom.certificate.facts import Facts
 from numgeom.certificate.kinks import Kink
 from numgeom.certificate.norms import KEPT, ScaledMap
 from numgeom.certificate.probes import LARGEST_GAP, ProbePlan
 from numgeom.certificate.rows import entry_radii
 from numgeom.certificate.scale import Scale, choose_scale
 from numgeom.certificate.structure import pruned
-from numgeom.errors import ReplayError
+from numgeom.certificate.survey import survey
 from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program
 
 Progress = Callable[[str], None]
 
-_PROBES = (8, 12, 20, 32)  # the fewest that leave room in h are drawn
-_ROOM = 0.5  # for h, at the estimate of beta
-_POWER = ((KEPT, 1), (8, 1), (16, 3))  # probes and power steps, where plain probes do not do
+_PROBES = range(8, 33)  # the fewest that do are drawn
+_ROOM = 0.25  # for h, at the estimate of beta
+_SPARE = 1.1  # for the radius, at its estimate
+_MORE = 8  # probes that cost about as much as half a power step
+_POWER = (8, 1), (16, 3)  # probes and power steps, where the others do not do
+
+# Of the failure probability, a quarter each: for beta from plain probes; for beta from power steps,
+# all attempts together; for the total radius; and for the radii of all parameters together. Half of
+# each is for the probes that are drawn first, half for these and `_MORE`, which are drawn where the
+# first give too large a radius: which of the two bounds is used depends on the probes, so both have
+# to hold. Power steps start from the first in any case. How many are drawn first depends on other
+# random numbers alone.
+_SHARE = 1 / 4 / 2
 
 
 @dataclass(frozen=True)
@@ -139,45 +149,50 @@ def kantorovich(
         The radii, or the reason why there are none. Nothing is bounded where it does not hold.
     """
     say = progress or (lambda text: None)
-    say("local errors")
+    say("local errors and sizes")
     program = pruned(program)
-    facts, unknown = local_errors(program, ops, device)
+    surveyed = survey(program, ops, device, Draws(seed, purpose=0))
+    facts, unknown = surveyed.facts, surveyed.unknown
     common = {"failure_probability": failure_probability, "seed": seed, "unknown_ops": unknown}
     if unknown:
         return KantorovichResult(False, f"ops without a rule: {', '.join(unknown)}", **common)
     if facts.unbounded:
         return KantorovichResult(False, f"no rounding bound for {facts.unbounded}", **common)
+    if surveyed.failure:
+        reason = f"no linearisation: {surveyed.failure}".rstrip(".")
+        return KantorovichResult(False, reason, **common)
     say("choosing the scale")
-    try:
-        scale = choose_scale(program, facts, ops, device, Draws(seed, purpose=0))
-    except ReplayError as error:  # an op without derivatives in forward mode
-        return KantorovichResult(False, f"no linearisation: {error}".rstrip("."), **common)
+    scale = choose_scale(surveyed)
+    del surveyed
     solver = ScaledMap(program, facts, scale, device, Draws(seed, purpose=1))
     eta = solver.eta()
     say("probing")
-    blocks = len(facts.gradients) + 1
-    probes, enough = _how_many(
-        failure_probability, blocks, solver.dimension, scale.h, wanted / (scale.block * eta or 1.0)
-    )
+    share = failure_probability * _SHARE
+    probes, enough = _how_many(share, solver.dimension, scale.h, wanted / (scale.block * eta or 1))
     found = solver.probe(probes, keep=0 if enough else KEPT)
-    beta = ProbePlan(probes, 0, failure_probability / 4, solver.dimension).bound(found.rows)
+    if ProbePlan(probes, 0, share, solver.dimension).bound(found.total) * eta > wanted:
+        found = found.joined(solver.probe(_MORE))
+        probes += _MORE
+    beta = ProbePlan(probes, 0, share, solver.dimension).bound(found.rows)
     result: dict[str, Any] = {**common, "eta": eta}
     if not found.nonlinearity <= LARGEST_GAP:
         reason = f"the passes are inaccurate (nonlinearity {found.nonlinearity:.1e})"
         return KantorovichResult(False, reason, **result, beta=beta)
     examined, h, rho = Examined(math.inf, None, {}), math.inf, math.inf
-    for number, steps in ((0, 0), *_POWER):
-        if number:
+    ways: list[Callable[[float], tuple[float, float]]] = [
+        lambda chance: solver.pull(found, chance),
+        *(lambda chance, plan=plan: solver.power(*plan, chance) for plan in _POWER),
+    ]
+    if enough:  # so nothing was kept
+        ways = [lambda chance: (beta, 0.0), *ways[1:]]
+    for number, way in enumerate(ways):
+        if number or not enough:
             say("sensitivity")
-            chance = failure_probability / 4 / len(_POWER)
-            sharp, gap = solver.power(number, steps, chance, started=found.kept)
-            found.kept.clear()
-            if not gap <= LARGEST_GAP:
-                reason = f"the passes are inaccurate (adjoint gap {gap:.1e})"
-                return KantorovichResult(False, reason, **result, beta=beta)
-            beta = min(beta, sharp)
-        elif not enough:
-            continue
+        sharp, gap = way(2 * share / len(ways))
+        if not gap <= LARGEST_GAP:
+            reason = f"the passes are inaccurate (adjoint gap {gap:.1e})"
+            return KantorovichResult(False, reason, **result, beta=beta)
+        beta = min(beta, sharp)
         say("curvature and kinks")
         examined, h, rho = _examine(program, facts, scale, beta, eta, ops, device, seed=seed)
         if h < 1 or math.isinf(h):
@@ -204,7 +219,8 @@ def kantorovich(
     if not all(torch.equal(value, examined.values[name]) for name, value in facts.values.items()):
         reason = "two evaluations of the program in float64 gave gradients of different bits"
         return KantorovichResult(False, reason, **result)
-    plan = ProbePlan(probes, 0, failure_probability / 2 / blocks, solver.dimension)
+    plan = ProbePlan(probes, 0, share / max(1, len(facts.gradients)), solver.dimension)
+    overall = ProbePlan(probes, 0, share, solver.dimension)
     factor = _up(eta + 0.5 * k * rho * rho)
     own = {name: add_up(size, examined.own[name]) for name, size in facts.own().items()}
     norm_radii = {
@@ -218,7 +234,9 @@ def kantorovich(
         name: torch.minimum(radii[name], torch.full_like(radii[name], norm_radii[name]))
         for name in norm_radii
     }
-    total = _up(add_up(math.hypot(*own.values()) * (1 + 1e-12), plan.bound(found.total) * factor))
+    total = _up(
+        add_up(math.hypot(*own.values()) * (1 + 1e-12), overall.bound(found.total) * factor)
+    )
     if not math.isfinite(total):
         return KantorovichResult(False, "the radius of the gradient is infinite", **result)
     return KantorovichResult(
@@ -232,29 +250,24 @@ def kantorovich(
     )
 
 
-def _how_many(
-    failure_probability: float, blocks: int, dimension: int, promised: float, room: float
-) -> tuple[int, bool]:
+def _how_many(share: float, dimension: int, promised: float, room: float) -> tuple[int, bool]:
     """The fewest probes whose inflation leaves h below 1 and the radius small, by the estimates.
 
-    Also returns whether h is expected to be; where it takes power steps, the radius alone counts.
+    Also returns whether h is expected to be; where that takes many more probes than the radius,
+    power steps are cheaper, and the radius alone counts.
 
     Args:
-        failure_probability: For all bounds.
-        blocks: Number of gradients.
+        share: Failure probability of beta, and of the total radius.
         dimension: Of a probe.
         promised: h, for the Frobenius norm; a probe measures it times sqrt(1/3).
         room: By what the estimate of the total radius may be inflated.
     """
-    radius = h = _PROBES[-1]
-    enough = False
-    for probes in reversed(_PROBES):
-        if ProbePlan(probes, 0, failure_probability / 2 / blocks, dimension).inflation <= room:
-            radius = probes
-        inflation = ProbePlan(probes, 0, failure_probability / 4, dimension).inflation
-        if inflation * inflation / 3 * promised < _ROOM:
-            h, enough = probes, True
-    return (max(h, radius), True) if enough else (radius, False)
+    inflation = {k: ProbePlan(k, 0, share, dimension).inflation for k in _PROBES}
+    radius = next((k for k in _PROBES if _SPARE * inflation[k] <= room), _PROBES[-1])
+    h = next((k for k in _PROBES if inflation[k] ** 2 / 3 * promised < _ROOM), None)
+    if h is None or h > radius + _MORE:
+        return radius, False
+    return max(h, radius), True
 
 
 def _examine(

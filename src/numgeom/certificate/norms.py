@@ -18,14 +18,16 @@ from numgeom.certificate.probes import ProbePlan
 from numgeom.certificate.scale import Scale
 from numgeom.recording import Program
 from numgeom.semantics.sensitivity import Linearization
-from numgeom.semantics.tangents import push
+from numgeom.semantics.tangents import Pusher, VisitMany, push
 
+_PULLED = 3  # probes that are pulled back at once
 _PUSHED = 20  # probes that are pushed at once
 _BATCH = 8  # those of power steps, which are kept meanwhile
-KEPT = 4  # probes that power steps may start from
+KEPT = 6  # probes that half a power step starts from
 _LOOKED_AT = 4096  # entries of a node, for the test of the passes
 # What squares that underflow may hide of a norm, in units of the scale: 1e-162 for each entry.
 _HIDDEN = 1e-150
+_LARGEST = 1e100
 
 
 @dataclass
@@ -37,7 +39,8 @@ class Probed:
         blocks: ||P_j A J T w||, by parameter.
         total: The same for all gradients together.
         nonlinearity: By how much the passes are not linear, relative to what they return.
-        kept: B w of the first probes, by node, as many as were asked for.
+        kept: S^-1 B w of the first probes, by node, as many as were asked for.
+        branch: Of the draws, for the first probe.
     """
 
     rows: list[float]
@@ -45,6 +48,18 @@ class Probed:
     total: list[float]
     nonlinearity: float
     kept: dict[fx.Node, Tensor] = field(default_factory=dict)
+    branch: int = 0
+
+    def joined(self, more: "Probed") -> "Probed":
+        """These probes and more of them."""
+        return Probed(
+            self.rows + more.rows,
+            {name: known + more.blocks[name] for name, known in self.blocks.items()},
+            self.total + more.total,
+            _larger(self.nonlinearity, more.nonlinearity),
+            self.kept,
+            self.branch,
+        )
 
 
 class ScaledMap:
@@ -64,16 +79,25 @@ class ScaledMap:
         self._columns = scale.columns
         self._device = device
         self._draws = draws
+        self._pushed = 0  # batches
+        self._room = torch.empty(0, dtype=torch.float64)
         self.dimension = sum(t.numel() for t in scale.columns.values())
 
     def eta(self) -> float:
-        """||T^-1 d||, rounded up."""
-        parts = [
-            float(norm_up(torch.where(d > 0, div_up(d, self._columns[node]), 0.0)))
-            for node, d in self._facts.sources.items()
-            if d.numel()
-        ]
-        return float(norm_up(torch.tensor(parts, dtype=torch.float64))) if parts else 0.0
+        """||T^-1 d||, rounded up.
+
+        T is at least d wherever d > 0 (`scale.choose_scale`), but that is not relied upon. Each
+        quotient is rounded once; a square that underflows hides less than `_HIDDEN`.
+        """
+        found = 0.0
+        for node, d in self._facts.sources.items():
+            if not d.numel():
+                continue
+            size = float(torch.linalg.vector_norm(d / self._columns[node]))
+            if not size < _LARGEST:  # 0 / 0, which is nothing, or squares that overflow
+                size = float(norm_up(torch.where(d > 0, div_up(d, self._columns[node]), 0.0)))
+            found = math.hypot(found, size * (1 + 1e-9) + _HIDDEN)
+        return found * (1 + 1e-9)
 
     def probe(self, count: int, *, keep: int = 0) -> Probed:
         """||B w|| and ||P_j A J T w|| for fresh vectors w, and a test of the passes.
@@ -86,7 +110,7 @@ class ScaledMap:
 
         Args:
             count: How many vectors.
-            keep: Of how many B w itself is returned; at most `KEPT`.
+            keep: Of how many S^-1 B w itself is returned; at most `KEPT`.
         """
         named: dict[fx.Node, list[str]] = {}
         for name, node in self._facts.gradients.items():  # two parameters may share a gradient
@@ -95,6 +119,7 @@ class ScaledMap:
         blocks = dict.fromkeys(self._facts.gradients, rows)
         worst = 0.0
         kept: dict[fx.Node, Tensor] = {}
+        branch = self._pushed + 1
         while len(rows) < count:
             lanes = min(_PUSHED, count - len(rows))
             squares = torch.zeros(lanes + 1, dtype=torch.float64)
@@ -111,9 +136,9 @@ class ScaledMap:
             ) -> None:
                 s = self._rows.get(node)
                 if s is not None:
-                    scaled = (e / s).reshape(len(e), -1)
+                    scaled = torch.div(e, s, out=self._memory(e)).reshape(len(e), -1)
                     if keep and first:
-                        kept[node] = scaled[:keep].reshape(keep, *e.shape[1:]).clone()
+                        kept[node] = scaled[:keep].reshape(keep, *e.shape[1:]) / s
                     squares += _lane_norms(scaled).square()
                     few = scaled[:, :: max(1, scaled.shape[1] // _LOOKED_AT)]
                     gap = few[:-1].sum(0) - few[-1]
@@ -134,24 +159,64 @@ class ScaledMap:
             total.tolist(),
             worst,
             kept,
+            branch,
         )
 
+    def _memory(self, like: Tensor) -> Tensor:
+        """Memory for a result of this shape, used again at the next call."""
+        if self._room.numel() < like.numel() or self._room.device != like.device:
+            self._room = like.new_empty(like.numel())
+        return self._room[: like.numel()].view(like.shape)
+
     def _push(self, lanes: int, visit: Any) -> None:
-        """Push fresh vectors and, last, their sum."""
+        """Push fresh vectors and, last, their sum. The first one can be drawn again."""
+        walk = _Probing(self._program, lanes + 1, self._device, self._facts.trace)
+        walk.columns, walk.visit = self._columns, visit
+        self._pushed += 1
+        walk.first, walk.rest = self._draws.branch(self._pushed), self._draws
+        walk.push()
 
-        def inject(node: fx.Node, value: Tensor) -> Tensor | None:
-            t = self._columns.get(node)
-            return None if t is None else self._draws.times(t, lanes, value, sums=1)
+    def pull(self, found: Probed, failure_probability: float) -> tuple[float, float]:
+        """An upper bound of ||B||, from half a power step, and the gap of adjoints.
 
-        push(self._program, lanes + 1, inject, visit, device=self._device)
+        The gap is the relative difference of <B w, B w> and <w, B^T B w> for the first probe w.
+        Memory is that of all values of the program, and of two vectors per probe.
+
+        Args:
+            found: Probes of which `probe` kept B w; they are used up. The first ones it made.
+            failure_probability: Of the bound.
+        """
+        kept = found.kept
+        probes = len(next(iter(kept.values()), ()))
+        if not probes:  # nothing arrives at a row; plain probes have said so
+            return math.inf, 0.0
+        plan = ProbePlan(probes, 0.5, failure_probability, self.dimension)
+        linear = Linearization(self._program, device=self._device)
+        squares, pulled, first = [], 0.0, self._draws.branch(found.branch)
+        for start in range(0, probes, _PULLED):
+            some = {n: y[start : start + _PULLED] for n, y in kept.items()}
+            x = linear.vjps(some, wanted=self._columns)
+            if start == 0:
+                for n in filter(self._columns.__contains__, self._program.graph.nodes):
+                    w = first.times(self._columns[n], 1, self._facts.trace[n])
+                    if n in x:
+                        pulled += float((w[0] * x[n][0]).sum())
+            square = torch.zeros(len(next(iter(some.values()))), dtype=torch.float64)
+            while x:  # each is freed when it is used
+                n, a = x.popitem()
+                scaled = torch.mul(a, self._columns[n], out=self._memory(a))
+                square += _lane_norms(scaled).square()
+            squares.append(square)
+        kept.clear()
+        results = torch.cat(squares).sqrt().sqrt()
+        size = found.rows[0] ** 2
+        return plan.bound(results.tolist()), abs(pulled - size) / max(size, 1e-300)
 
     def power(
         self,
         probes: int,
         steps: int,
         failure_probability: float,
-        *,
-        started: dict[fx.Node, Tensor] | None = None,
     ) -> tuple[float, float]:
         """An upper bound of ||B||, and the largest relative gap of <B x, y> and <x, B^T y>.
 
@@ -161,15 +226,13 @@ class ScaledMap:
             probes: How many vectors.
             steps: Applications of B B^T to each.
             failure_probability: Of the bound.
-            started: B w for random vectors w, that `probe` kept; otherwise they are drawn.
         """
         linear = Linearization(self._program, device=self._device)
         plan = ProbePlan(probes, steps, failure_probability, self.dimension)
         results, worst = [], 0.0
         for done in range(0, probes, _BATCH):
             lanes = min(_BATCH, probes - done)
-            y = started or self._forward(lanes)
-            started = None
+            y = self._forward(lanes)
             sizes = _norms(y, lanes)
             logs = sizes.log()
             for step in range(steps):
@@ -197,7 +260,7 @@ class ScaledMap:
             if node in self._rows:
                 found[node] = e / self._rows[node]
 
-        push(self._program, lanes, inject, visit, device=self._device)
+        push(self._program, lanes, inject, visit, device=self._device, known=self._facts.trace)
         return found
 
     def _forward_again(
@@ -223,8 +286,35 @@ class ScaledMap:
             if keep:
                 found[node] = scaled
 
-        push(self._program, lanes, inject, visit, device=self._device)
+        push(self._program, lanes, inject, visit, device=self._device, known=self._facts.trace)
         return found, squares.sqrt(), right
+
+
+class _Probing(Pusher):
+    """Carries fresh vectors and, in the last lane, their sum."""
+
+    columns: dict[fx.Node, Tensor]
+    visit: VisitMany
+    first: Draws  # for the first vector
+    rest: Draws
+
+    def passed(self, node: fx.Node, tangents: Tensor) -> None:
+        """Show what passed."""
+        self.visit(node, tangents)
+
+    def joined(
+        self, node: fx.Node, value: Tensor, tangents: Tensor | None, fresh: bool
+    ) -> Tensor | None:
+        """Draw what arises at a node where it is added."""
+        t = self.columns.get(node)
+        if t is None:
+            return tangents
+        if tangents is None:
+            tangents = value.new_zeros((self._count, *value.shape), dtype=torch.float64)
+        elif not fresh:
+            tangents = tangents.clone(memory_format=torch.contiguous_format)
+        self.rest.add(t, tangents[:-1], tangents[-1], self.first)
+        return tangents
 
 
 def _larger(x: float, y: float) -> float:

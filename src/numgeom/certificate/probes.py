@@ -5,8 +5,9 @@ at most 1 / sqrt(2) (Ball 1986: no section of the unit cube by a hyperplane is l
 so that P(|<v, w>| < eps) <= sqrt(2) eps. With v the first right singular vector of B,
 ||B w|| >= sigma_1 |<v, w>|. The largest of k independent probes, divided by eps, is an upper bound
 of the spectral norm sigma_1 that fails with probability at most (sqrt(2) eps)^k. Power steps,
-||(B B^T)^q B w|| >= sigma_1^(2q+1) |<v, w>|, sharpen it to the (2q+1)-th root. Nothing is assumed
-of B (as for Gaussian vectors, Kuczynski & Wozniakowski 1992; Halko, Martinsson & Tropp 2011, sec.
+||(B B^T)^q B w|| >= sigma_1^(2q+1) |<v, w>|, sharpen it to the (2q+1)-th root; and so does half of
+one, ||B^T B w|| >= <v, B^T B w> = sigma_1^2 <v, w>, to the square root. Nothing is assumed of B (as
+for Gaussian vectors, Kuczynski & Wozniakowski 1992; Halko, Martinsson & Tropp 2011, sec.
 4.4 and lemma 4.1; uniform ones are cheaper to draw).
 
 Two things are subtracted from eps:
@@ -46,14 +47,14 @@ class ProbePlan:
 
     Attributes:
         probes: k, independent vectors.
-        power_steps: q, applications of B B^T to each.
+        power_steps: q, applications of B B^T to each; a half is one of B^T.
         failure_probability: Of the bound, over the probes.
         dimension: N, the number of entries of a probe.
         rounding: Bound of ||rho||; see above.
     """
 
     probes: int
-    power_steps: int
+    power_steps: float
     failure_probability: float
     dimension: int = 1
     rounding: float = ROUNDING
@@ -65,7 +66,7 @@ class ProbePlan:
         eps = (eps - GRAIN * math.sqrt(self.dimension) - self.rounding) * (1 - 1e-12)
         if not eps > 0:
             return math.inf
-        root = 2 * self.power_steps + 1
+        root = round(2 * self.power_steps) + 1
         margin = MARGIN if self.power_steps else 1e-12
         return (1 + margin) * eps ** (-1 / root)
 
@@ -73,7 +74,7 @@ class ProbePlan:
         """Upper bound of the spectral norm.
 
         Args:
-            results: ||(B B^T)^q B w||^(1 / (2q+1)), one per probe.
+            results: ||(B B^T)^q B w||^(1 / (2q+1)), one per probe; (B B^T)^(1/2) is B^T here.
         """
         if len(results) != self.probes:
             raise ValueError(f"planned {self.probes} probes, got {len(results)}")

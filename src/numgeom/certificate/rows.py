@@ -78,7 +78,7 @@ def entry_radii(
         linear = Linearization(program, device=device)
     except ReplayError:
         return {}
-    arriving = _arriving(program, scale, device, draws, entries)
+    arriving = _arriving(program, facts, scale, device, draws, entries)
     found: dict[fx.Node, Tensor] = {}
     for start in range(0, len(entries), _BATCH):
         batch = entries[start : start + _BATCH]
@@ -167,7 +167,12 @@ class _Arrival:
 
 
 def _arriving(
-    program: Program, scale: Scale, device: Any, draws: Draws, entries: list[Entry]
+    program: Program,
+    facts: Facts,
+    scale: Scale,
+    device: Any,
+    draws: Draws,
+    entries: list[Entry],
 ) -> dict[Entry, _Arrival]:
     sent: dict[fx.Node, Tensor] = {}
     found = {entry: _Arrival(0.0, sent) for entry in entries}
@@ -185,7 +190,7 @@ def _arriving(
             if other is node:
                 found[node, k].size = float(e[0].reshape(-1)[k])
 
-    push(program, 1, inject, visit, device=device)
+    push(program, 1, inject, visit, device=device, known=facts.trace)
     return found
 
 

@@ -32,6 +32,7 @@ from numgeom.arithmetic.rounding import (
     TINY,
     UNIT_ROUNDOFF,
     add_up,
+    all_finite,
     cover_roundings,
     gamma_up,
     mul_up,
@@ -53,17 +54,18 @@ def bilinear_up(multiply: Multiply, a: Tensor, b: Tensor, terms: int) -> Tensor:
         b: Second factor, nonnegative.
         terms: n, the largest number of products in one entry.
     """
-    known_a, known_b = torch.isfinite(a), torch.isfinite(b)
-    everything = bool(known_a.all()) and bool(known_b.all())
+    everything = all_finite(a) and all_finite(b)
     if everything:
         bound = cover_roundings(multiply(a, b), terms + 1)
     else:
+        known_a, known_b = torch.isfinite(a), torch.isfinite(b)
         bound = cover_roundings(
             multiply(torch.where(known_a, a, 0.0), torch.where(known_b, b, 0.0)), terms + 1
         )
     if underflow_possible(a, b):
         bound = add_up(bound, _support(multiply, a, b) * ((terms + 2) * TINY))
     if not everything:
+        known_a, known_b = torch.isfinite(a), torch.isfinite(b)
         lost = multiply((~known_a).to(a), torch.ones_like(b))
         lost = lost + multiply(torch.ones_like(a), (~known_b).to(b))
         bound = torch.where(lost > 0, math.inf, bound)
@@ -84,10 +86,11 @@ def bilinear_rounding(
         terms: n, the largest number of products in one entry.
         addend: |c|, which takes part in the sum; None where there is none.
     """
-    size = bilinear_up(multiply, a.abs(), b.abs(), terms)
+    left, right = a.abs(), b.abs()
+    size = bilinear_up(multiply, left, right, terms)
     size = size if addend is None else add_up(size, addend)
     bound = mul_up(size, gamma_up(terms + 2, UNIT_ROUNDOFF)) if terms else torch.zeros_like(size)
-    if underflow_possible(a.abs(), b.abs()):
+    if underflow_possible(left, right):
         bound = add_up(bound, _support(multiply, a, b) * ((terms + 1) * TINY))
     return bound
 
@@ -124,7 +127,8 @@ def underflow_possible(a: Tensor, b: Tensor) -> bool:
 
 
 def _smallest(x: Tensor) -> float:
-    return float(torch.where(x > 0, x, math.inf).amin())
+    least = float(x.amin())
+    return least if least > 0.0 else float(torch.where(x > 0, x, math.inf).amin())
 
 
 def _support(multiply: Multiply, a: Tensor, b: Tensor) -> Tensor:

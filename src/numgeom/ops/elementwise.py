@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from numgeom.arithmetic.rounding import add_up, mul_up, next_up
+from numgeom.arithmetic.rounding import add_up, all_finite, mul_up, next_up
 from numgeom.ops.derivatives import ELEMENTARY, Derivatives
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.intervals import Interval, elementary_error
@@ -88,25 +88,28 @@ def finish_spread(call: Evaluation, bound: Tensor, inputs: tuple[Operand, ...]) 
     for item in inputs:
         if item.r is not None:
             r = item.r
-            if not bool(torch.isfinite(item.x).all()):
+            if not all_finite(item.x):
                 # An infinity that is off by a finite number is that infinity.
                 r = torch.where(torch.isinf(item.x) & torch.isfinite(r), 0.0, r)
             moved = r if moved is None else moved + r
-        if bool(torch.isnan(item.x).any()):
+        if not all_finite(item.x) and bool(torch.isnan(item.x).any()):
             lost = either(torch.isnan(item.x), math.inf, 0.0)
             moved = lost if moved is None else moved + lost
     if moved is None:
         return torch.zeros_like(call.y)
-    bound = torch.where(moved > 0, bound, 0.0)
-    return torch.where(torch.isinf(moved), math.inf, bound).expand(call.y.shape)
+    if not (moved.numel() and bool(moved.amin() > 0)):
+        bound = torch.where(moved > 0, bound, 0.0)
+    if not all_finite(moved):
+        bound = torch.where(torch.isinf(moved), math.inf, bound)
+    return bound.expand(call.y.shape)
 
 
 def finish_rounding(call: Evaluation, bound: Tensor, inputs: tuple[Operand, ...]) -> Tensor:
     """Where y is not finite: exact if it comes from an infinity, else unknown."""
     if not is_float64(call):
         return unknown(call)
-    finite = torch.isfinite(call.y)
-    if not bool(finite.all()):
+    if not all_finite(call.y):
+        finite = torch.isfinite(call.y)
         infinite = torch.zeros((), dtype=torch.bool)
         for item in inputs:
             infinite = infinite | torch.isinf(item.x)
@@ -239,7 +242,9 @@ def with_known_points(
     bound: Tensor, x: Tensor, y: Tensor, points: tuple[tuple[float, float], ...]
 ) -> Tensor:
     """The bound, 0 at points where y is known; unknown at other infinite arguments."""
-    if bool(torch.isinf(x).any()):  # accuracies are measured at finite arguments
+    if not all_finite(x) and bool(
+        torch.isinf(x).any()
+    ):  # accuracies are measured at finite arguments
         bound = torch.where(torch.isinf(x), math.inf, bound)
     for argument, value in points:
         bound = torch.where((x == argument) & (y == value), 0.0, bound)

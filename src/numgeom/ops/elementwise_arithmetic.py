@@ -14,6 +14,7 @@ from numgeom.arithmetic.rounding import (
     TINY,
     UNIT_ROUNDOFF,
     add_up,
+    all_finite,
     cover_roundings,
     mul_up,
 )
@@ -81,7 +82,9 @@ def _sum_rounding(call: Evaluation) -> Bound:
         return None
     a, b, p, q = _terms(call)
     # A term that is zero leaves the other one as it is.
-    bound = torch.where((a.x == 0) | (b.x == 0), 0.0, correctly_rounded(call.y))
+    bound = correctly_rounded(call.y)
+    if not (_has_no_zero(a.x) and _has_no_zero(b.x)):
+        bound = torch.where((a.x == 0) | (b.x == 0), 0.0, bound)
     for x, factor in ((a.x, p), (b.x, q)):
         if abs(factor) != 1.0:  # a product that is rounded, or not, before it is added
             product = mul_up(mul_up(x.abs(), abs(factor)), UNIT_ROUNDOFF)
@@ -89,13 +92,17 @@ def _sum_rounding(call: Evaluation) -> Bound:
     return finish_rounding(call, bound, (a, b))
 
 
+def _has_no_zero(x: Tensor) -> bool:
+    return x.numel() > 0 and bool(x.abs().amin() > 0)
+
+
 def _sum_spread(call: Evaluation) -> Bound:
     a, b, p, q = _terms(call)
     if is_decision(call.y) or (a.r is None and b.r is None):
         return None
     bound = add_up(_scaled(a.radius(), p), _scaled(b.radius(), q))
-    infinite = torch.isinf(call.y)
-    if bool(infinite.any()):
+    if not all_finite(call.y):
+        infinite = torch.isinf(call.y)
         kept = infinite & (torch.isinf(a.x) | torch.isinf(b.x))
         bound = torch.where(kept, 0.0, bound)
     return finish_spread(call, bound, (a, b))
@@ -145,13 +152,15 @@ def _cover(value: Tensor) -> Tensor:
 
 def _mend(bound: Tensor, is_zero: Callable[[], Tensor]) -> Tensor:
     """Exactly 0 where the bound is known to be; looked up only if it is that small somewhere."""
+    if bound.numel() and bool(bound.amin() > 2.0 * TINY):
+        return bound
     small = bound <= 2.0 * TINY
     return torch.where(small & is_zero(), 0.0, bound) if bool(small.any()) else bound
 
 
 def _finish_product(call: Evaluation, bound: Tensor, a: Operand, b: Operand) -> Tensor:
-    infinite = torch.isinf(call.y)
-    if bool(infinite.any()):
+    if not all_finite(call.y):
+        infinite = torch.isinf(call.y)
         # An infinite factor wins over one that cannot vanish or change its sign.
         steady = (a.x.abs() > a.radius()) & (b.x.abs() > b.radius())
         kept = infinite & steady & (torch.isinf(a.x) | torch.isinf(b.x))
@@ -164,12 +173,13 @@ def _mul_rounding(call: Evaluation) -> Bound:
         return None
     a, b = operand(call, 0), operand(call, 1, "other")
     bound = correctly_rounded_product(call.y)
+    nowhere_zero = bound.numel() > 0 and bool(bound.amin() > 2.0 * TINY)
     if a.is_single() or b.is_single():
         shifted = (is_power_of_two(a.x) | is_power_of_two(b.x)) & (call.y.abs() >= SMALLEST_NORMAL)
         one = (a.x.abs() == 1) | (b.x.abs() == 1)
         bound = torch.where(shifted | one, 0.0, bound)
-    zero = call.y == 0
-    if bool(zero.any()):
+    zero = None if nowhere_zero else call.y == 0
+    if zero is not None and bool(zero.any()):
         bound = torch.where(zero & ((a.x == 0) | (b.x == 0)), 0.0, bound)
     return finish_rounding(call, bound, (a, b))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from torch._ops import OpOverload
 
@@ -95,6 +95,7 @@ class OpTable:
         return {op.name: op for op in self.ops}
 
 
+@cache
 def functional_name(op: OpOverload) -> str:
     """Name of the functional op that computes what `op` does: "add" for `aten.add_.Tensor`.
 

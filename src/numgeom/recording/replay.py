@@ -174,10 +174,16 @@ _HALF_TO_FLOAT = (aten._softmax.default, aten._log_softmax.default)
 
 def _names_dtype(node: fx.Node) -> bool:
     if "names_dtype" not in node.meta:
-        node.meta["names_dtype"] = tree_any(
-            lambda x: isinstance(x, torch.dtype), (node.args, node.kwargs)
-        )
+        node.meta["names_dtype"] = _holds_dtype(node.args) or _holds_dtype(node.kwargs)
     return node.meta["names_dtype"]
+
+
+def _holds_dtype(tree: Any) -> bool:
+    if isinstance(tree, (list, tuple)):
+        return any(map(_holds_dtype, tree))
+    if isinstance(tree, Mapping):
+        return any(map(_holds_dtype, tree.values()))
+    return isinstance(tree, torch.dtype)
 
 
 def _names_device(node: fx.Node) -> bool:

@@ -208,11 +208,17 @@ class BallWalk(ProgramInterpreter):
         """
         del node
         spread, rounding = op.spread(call), op.rounding(call)
+        return self.combined(
+            spread, rounding if part is None else _part(rounding, part), call, part
+        )
+
+    def combined(
+        self, spread: Any, rounding: Tensor | None, call: Evaluation, part: int | None
+    ) -> Tensor | None:
+        """The ball's radius of an output, from the spreads of all outputs and its own rounding."""
         if isinstance(call.doubts, _Asked) and call.doubts.ignored:
             return torch.full_like(call.y if part is None else call.y[part], torch.inf)
-        if part is not None:
-            spread, rounding = _part(spread, part), _part(rounding, part)
-        return _sum(spread, rounding)
+        return _sum(spread if part is None else _part(spread, part), rounding)
 
     def _one(self, node: fx.Node, op: Op, call: Evaluation, doubts: _Asked) -> Enclosure:
         if not isinstance(call.y, Tensor):
