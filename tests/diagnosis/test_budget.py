@@ -66,7 +66,7 @@ def test_no_budget_is_no_limit_and_a_budget_of_nothing_is_soon_used_up() -> None
 
 def test_the_default_is_what_a_look_may_cost() -> None:
     shares = [default_budget(n) for n in (1, 5, 10, 50, 1000)]
-    assert shares == [0.4, 0.4, 0.2, 0.04, 0.04]
+    assert shares == [0.4, 0.4, 0.2, 0.04, 0.03]
 
 
 @pytest.mark.parametrize("share", [-0.1, math.nan])

@@ -17,13 +17,13 @@ from numgeom.errors import NumgeomError
 # By default: time for looking at every turn, in steps, and bounds of the share. With what the
 # account does not see, colder caches above all, a run stays below 1.05 and 1.5 times its time.
 _STEPS_PER_TURN = 2.0
-_LEAST, _MOST = 0.04, 0.4
+_LEAST, _MOST = 0.03, 0.4
 
 
 def default_budget(every: int) -> float:
-    """The share that is right for most runs: 4 %, more for a run that is looked at often.
+    """The share that is right for most runs: 3 %, more for a run that is looked at often.
 
-    The time of 2 steps for each turn, but at least 4 % and at most 40 % of all steps.
+    The time of 2 steps for each turn, but at least 3 % and at most 40 % of all steps.
     """
     return min(_MOST, max(_LEAST, _STEPS_PER_TURN / every))
 

@@ -71,7 +71,7 @@ class Monitor:
         every: It is the turn of steps 0, every, 2 * every, ...
         budget: Largest part of the time of the steps, forward and backward, that looking may take,
             such as 0.05; math.inf to diagnose at every turn. By default the time of 2 steps for
-            each turn, but at least 4 % and at most 40 %. The first look is free: it has lazy
+            each turn, but at least 3 % and at most 40 %. The first look is free: it has lazy
             set-up in it.
         history: File to which one line of JSON is appended for each turn.
         keep: Folder for the programs of steps with findings.
