@@ -6,7 +6,7 @@ tensor. What has no rule stays closed: its result carries no parts, and no analy
 exact.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -91,6 +91,11 @@ def _is_complex(x: Any) -> bool:
     if isinstance(x, Tensor):
         return x.is_complex()
     return isinstance(x, complex) or (isinstance(x, torch.dtype) and x.is_complex)
+
+
+def _has_complex(items: Iterable[Any]) -> bool:
+    # ATen nests arguments in lists and tuples alone; asked for every call of a program.
+    return any(_has_complex(x) if isinstance(x, (list, tuple)) else _is_complex(x) for x in items)
 
 
 def _rule_of(name: str) -> Rule | None:
@@ -265,7 +270,7 @@ _FROM_REALS = (aten.view_as_complex.default, aten.complex.default, aten._fft_r2c
 
 def is_about_complex_numbers(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether a call takes or makes complex numbers."""
-    return func in _FROM_REALS or tree_any(_is_complex, (args, kwargs))
+    return func in _FROM_REALS or _has_complex(args) or _has_complex(kwargs.values())
 
 
 def made_of_reals(func: Any, args: Any) -> Parts:
