@@ -94,3 +94,16 @@ def test_what_is_known_only_when_the_program_is_made_is_refused_when_the_block_e
     x = torch.randn(10)[2:5].requires_grad_()
     with pytest.raises(RecordingError, match="reaches memory beyond"), numgeom.record():
         torch.as_strided(x, (2,), (1,), 0).sum().backward()
+
+
+def test_a_recording_that_waits_keeps_neither_leaves_nor_old_gradients():
+    leaf = torch.ones(3, requires_grad=True)
+    leaf.grad = torch.zeros(3)
+    gone = [weakref.ref(leaf), weakref.ref(leaf.grad)]
+    with numgeom.record() as recording:
+        (leaf * 2).sum().backward()
+    del leaf
+    assert [each() for each in gone] == [None, None]
+    assert torch.equal(
+        recording.program.replay().gradients["leaf_0"], torch.full((3,), 2.0).double()
+    )

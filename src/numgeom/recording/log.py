@@ -151,6 +151,12 @@ class Log:
         )
         self.problems.setdefault((name, text), Problem(text, name, _NOWHERE))
 
+    def close(self) -> None:
+        """Let go of the step's tensors: of those from outside too, and of old gradients."""
+        self.memories.close()
+        self.leaves.clear()
+        self.first_grads.clear()
+
     def _refuse(self, op: OpOverload, error: UnsupportedOpError, info: CallInfo) -> None:
         key = (str(op), str(error))
         if key in self.problems:

@@ -119,7 +119,7 @@ class Recording:
                     self._build = _finish(log, model, roots)
                 self._state = "closed"
         finally:
-            log.memories.close()
+            log.close()
 
 
 def record(model: nn.Module | None = None) -> Recording:
@@ -219,14 +219,14 @@ def _run_and_restore(step: Callable[[], Any], model: nn.Module | None) -> Progra
             _restore(log)
             raise
         grads = {id(t): t.grad for t in log.leaves.values()} if model is None else {}
-        leaves = list(log.leaves.values())
+        leaves, first = list(log.leaves.values()), dict(log.first_grads)
         try:
             recording.__exit__(None, None, None)
         finally:
             _restore(log)
             for leaf in leaves:
                 if id(leaf) in grads:
-                    leaf.grad = log.first_grads.get(id(leaf))
+                    leaf.grad = first.get(id(leaf))
     return recording.program
 
 
