@@ -1,6 +1,7 @@
 """What a recording leaves untouched, what it refuses, and how it says so."""
 
 import gc
+import sys
 import threading
 import weakref
 
@@ -305,3 +306,59 @@ def test_a_program_that_is_asked_for_late_is_that_of_the_step() -> None:
     assert recording.program is program
     for found in (program.recorded.gradients, program.replay(None).gradients):
         assert all(torch.equal(found[name], g) for name, g in expected.items())
+
+
+class _Growing(nn.Module):
+    """Makes its second layer when it is first called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+
+    def forward(self, x):
+        if not hasattr(self, "second"):
+            self.second = nn.Linear(4, 2)
+        return self.second(self.first(x))
+
+
+def test_parameters_that_the_step_makes_have_their_names():
+    model = _Growing()
+    with record(model) as recording:
+        model(torch.ones(1, 3)).sum().backward()
+    names = ("first.weight", "first.bias", "second.weight", "second.bias")
+    assert recording.program.parameters == names
+
+
+@pytest.mark.parametrize("size", [3, 5000])  # small parameters are copied before the step
+def test_a_parameter_that_is_overwritten_before_it_is_used(size):
+    model = nn.Linear(size, 1, bias=False)
+    before = model.weight.detach().clone()
+    with record(model) as recording:
+        with torch.no_grad():
+            model.weight.mul_(2)
+        (model.weight * model.weight).sum().backward()
+    program = recording.program
+    assert torch.equal(program.replay().gradients["weight"], 4 * before.double())
+    constants = [program.constants[n.target] for n in program.graph.nodes if n.op == "get_attr"]
+    assert any(torch.equal(c, before) for c in constants if c.shape == before.shape)
+
+
+def test_a_parameter_that_is_the_imaginary_part_of_something():
+    z = torch.tensor([1 + 2j])
+    model = nn.Module()
+    model.p = nn.Parameter(z.conj().imag)  # lies as z.imag does, and holds its negative
+    assert model.p.is_neg()
+    with record(model) as recording:
+        (model.p**2 * z.imag).sum().backward()
+    gradient = recording.program.replay().gradients["p"]
+    assert torch.equal(gradient, torch.tensor([-8.0]).double())
+
+
+def test_the_collector_runs_again_after_a_recording_that_could_not_begin(monkeypatch):
+    def fail(model):
+        raise RuntimeError("no names")
+
+    monkeypatch.setattr(sys.modules["numgeom.recording.record"], "named", fail)
+    with pytest.raises(RuntimeError), record(nn.Linear(1, 1)):
+        pass
+    assert gc.isenabled()

@@ -34,14 +34,13 @@ class Buffers:
         self._lock = threading.Lock()
 
     def copy(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor, detached."""
-        plain = tensor.detach()
-        size = plain.numel() * plain.element_size()
-        if size < _SMALL or plain.device.type != "cpu" or not plain.is_contiguous():
-            return plain.clone()
+        """A copy of a tensor; of one that requires a gradient only where none is recorded."""
+        size = tensor.numel() * tensor.element_size()
+        if size < _SMALL or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            return tensor.clone()
         with self._lock:
-            buffer = self._free(plain, size)
-        return plain.clone() if buffer is None else buffer.copy_(plain)
+            buffer = self._free(tensor, size)
+        return tensor.clone() if buffer is None else buffer.copy_(tensor)
 
     def _free(self, like: Tensor, size: int) -> Tensor | None:
         kind = like.shape, like.stride(), like.dtype

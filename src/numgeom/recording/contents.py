@@ -33,9 +33,9 @@ def outside_copy(
     Returns:
         The copy, and whether expanded dimensions were left out of it.
     """
+    if tensor.is_contiguous() or not overlaps(meta_of(tensor)):
+        return Constant(copy(tensor.detach()), role, name), False
     plain = tensor.detach()
-    if plain.is_contiguous() or not overlaps(meta_of(plain)):
-        return Constant(copy(plain), role, name), False
     for dim, step in enumerate(plain.stride()):
         if step == 0 and plain.shape[dim] > 1:
             plain = plain.narrow(dim, 0, 1)
@@ -45,9 +45,21 @@ def outside_copy(
 
 
 def copies_after(
-    traits: Traits, args: Any, kwargs: Any, outputs: Any
+    traits: Traits,
+    args: Any,
+    kwargs: Any,
+    outputs: Any,
+    *,
+    copy: Callable[[Tensor], Tensor] = Tensor.clone,
 ) -> tuple[list[tuple[Tensor, Value]], Any]:
     """Copy what a call that has run drew or decided.
+
+    Args:
+        traits: What is known of the op.
+        args: The call's arguments.
+        kwargs: Those given by name.
+        outputs: What it returned.
+        copy: Makes copies of what it drew.
 
     Returns:
         The tensors that must be constants with their copies, and for a selection by a mask the
@@ -58,7 +70,8 @@ def copies_after(
     """
     op, treatment = traits.op, traits.treatment
     if treatment is Treatment.DRAW and not draws_nothing(op, args, kwargs):
-        return _drawn(traits, args, kwargs, outputs), None
+        drawn = _drawn(traits, args, kwargs, outputs)
+        return [(t, Value(Constant(copy(t.detach()), "drawn"))) for t in drawn], None
     if treatment is Treatment.DECIDE:
         return _decided(traits, args, outputs)
     if treatment is Treatment.WRITE and not traits.has_variant:
@@ -71,12 +84,12 @@ def copies_after(
     return [], None
 
 
-def _drawn(traits: Traits, args: Any, kwargs: Any, outputs: Any) -> list[tuple[Tensor, Value]]:
+def _drawn(traits: Traits, args: Any, kwargs: Any, outputs: Any) -> list[Tensor]:
     op, name = traits.op, name_of(traits.op)
     if name in ("native_dropout", "_fused_dropout"):
-        return [_copy(outputs[1], "drawn")]
+        return [outputs[1]]
     if name.startswith("rrelu_with_noise"):
-        return [_copy(argument_at(op, args, kwargs, 1), "drawn")]
+        return [argument_at(op, args, kwargs, 1)]
     if name not in DRAWS:
         raise UnsupportedOpError(
             "it draws random numbers inside a fused kernel, where they cannot be recorded; "
@@ -84,8 +97,7 @@ def _drawn(traits: Traits, args: Any, kwargs: Any, outputs: Any) -> list[tuple[T
             "layers torch.backends.cudnn.flags(enabled=False), or set the dropout to 0"
         )
     found = tensors_in([argument_at(op, args, kwargs, i) for i in written_arguments(op)])
-    found += [t for t in tensors_in(outputs) if all(t is not other for other in found)]
-    return [_copy(tensor, "drawn") for tensor in found]
+    return found + [t for t in tensors_in(outputs) if all(t is not other for other in found)]
 
 
 def _decided(

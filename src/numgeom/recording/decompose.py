@@ -305,7 +305,8 @@ class _OpeningMode(TorchDispatchMode):
     def _recorded(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         token = self._log.before(func, args, kwargs)
         outputs = func(*args, **kwargs)
-        self._log.after(token, outputs, self.info)
+        if token is not None:
+            self._log.after(token, outputs, self.info)
         return outputs
 
     def _made(self, parts: Any) -> Any:

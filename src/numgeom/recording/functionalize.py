@@ -101,7 +101,10 @@ class Traits(NamedTuple):
 
     op: OpOverload
     treatment: Treatment
-    written: tuple[int, ...]
+    written: tuple[int, ...]  # positions of the arguments that the schema marks as written
+    writes: tuple[int, ...]  # positions of those whose values change, marked or not
+    writes_if: int | None  # they change if the argument at this position is true
+    copies: bool  # what it drew, decided or wrote must be copied after it
     takes_indices: bool  # its second argument is a list of index tensors
     has_defaults: bool  # `fill_defaults` does something
     has_variant: bool  # where it writes: a functional op computes the same
@@ -111,13 +114,14 @@ class Traits(NamedTuple):
 
 _FLIPS = (aten._conj.default, aten._neg_view.default)
 
-# By id, since the hash of an op is a Python function; the traits keep the op alive.
-_TRAITS: dict[int, Traits] = {}
+# What was looked up. By id, since the hash of an op is a Python function; the traits keep the op
+# alive.
+TRAITS: dict[int, Traits] = {}
 
 
 def traits_of(op: OpOverload) -> Traits:
     """How a call of this op is recorded, and which arguments it writes to."""
-    traits = _TRAITS.get(id(op))
+    traits = TRAITS.get(id(op))
     if traits is None:
         second = op._schema.arguments[1:2]
         treatment = _treatment(op)
@@ -125,18 +129,35 @@ def traits_of(op: OpOverload) -> Traits:
         has_defaults = name_of(op) in _DEFAULTS
         plain = treatment is Treatment.PURE and not (takes_indices or has_defaults)
         written = written_arguments(op)
+        has_variant = bool(written) and functional_variant(op) is not None
+        writes, writes_if = written, None
+        if treatment is Treatment.WRITE_HIDDEN:
+            writes, writes_if = HIDDEN_WRITES[name_of(op)]
+        elif treatment is Treatment.VIEW_IN_PLACE and name_of(op) != "resize_":
+            writes = ()
+        copies = treatment in (Treatment.DRAW, Treatment.DECIDE)
         traits = Traits(
             op,
             treatment,
             written,
+            writes,
+            writes_if,
+            copies or (treatment is Treatment.WRITE and not has_variant),
             takes_indices,
             has_defaults,
-            has_variant=bool(written) and functional_variant(op) is not None,
+            has_variant,
             plain=plain,
             flips=op in _FLIPS,
         )
-        _TRAITS[id(op)] = traits
+        TRAITS[id(op)] = traits
     return traits
+
+
+def written_now(traits: Traits, args: Any) -> tuple[int, ...]:
+    """Positions of the arguments whose values this call changes."""
+    if traits.writes_if is None or args[traits.writes_if]:
+        return traits.writes
+    return ()
 
 
 def _treatment(op: OpOverload) -> Treatment:

@@ -5,7 +5,7 @@ again: parameters, inputs, random draws, decided positions, memory before it is 
 the notes into a program is the recorder's work, and waits until somebody asks for the program.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from numgeom.recording.contents import (
     has_mask,
 )
 from numgeom.recording.functionalize import (
-    HIDDEN_WRITES,
+    TRAITS,
     Traits,
     Treatment,
     fill_defaults,
@@ -30,15 +30,17 @@ from numgeom.recording.functionalize import (
     refusal_of,
     refuse_unsupported_tensor,
     traits_of,
+    written_now,
 )
 from numgeom.recording.memories import Memories
 from numgeom.recording.problems import Problem
 from numgeom.recording.seen import Seen
+from numgeom.recording.sources import Place, Sources
 from numgeom.recording.values import tensors_in
 from numgeom.recording.variants import argument_at, functional_variant
 
 _DETACH = torch.ops.aten.detach.default  # a third of the calls of a backward pass
-_NOWHERE = CallInfo("forward", "", "")
+_new = tuple.__new__
 
 
 class Noted(NamedTuple):
@@ -48,7 +50,7 @@ class Noted(NamedTuple):
     args: Any
     kwargs: Any
     outputs: Any
-    info: CallInfo
+    place: Place | CallInfo
     more: "More | None"
 
 
@@ -63,7 +65,7 @@ class More(NamedTuple):
     """
 
     targets: tuple[Any, ...] = ()
-    covering: frozenset[Seen] = frozenset()
+    covering: Sequence[Seen] = ()
     copies: Copies = {}
     indices: Any = None
 
@@ -85,6 +87,8 @@ class Log:
         """Start an empty log."""
         self.copy = copy
         self.memories = Memories(names or {}, copy=copy)
+        self.sources = Sources()
+        self._known = self.memories.known
         self.calls: list[Noted] = []
         self.problems: dict[tuple[str, str], Problem] = {}
         self.leaves: dict[int, Tensor] = {}  # tensors that collect gradients, by id
@@ -92,9 +96,12 @@ class Log:
         self.first_seen: list[tuple[int, int, Seen]] = []  # (call, id of a leaf, what it was)
         self.losses: list[tuple[int, Seen]] = []  # (call, root of a backward pass)
         self.loss_tensor: Tensor | None = None
-        self.ran_backward = False
 
     # -- observer ------------------------------------------------------------------------
+
+    # The two methods that follow run for every call of the step, between kernels that have emptied
+    # the processor's caches. So they call as little as they can: what happens to almost every
+    # tensor, memory that the step has made and nobody has written to, is written out here.
 
     def before(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note the inputs while they still hold what the call will see.
@@ -102,36 +109,71 @@ class Log:
         Returns:
             What `after` is to be given; None where there is nothing to note.
         """
-        if op is _DETACH and self.memories.is_noted(args[0]):
-            return None
-        traits = traits_of(op)
-        if traits.flips:
-            self.memories.flipped = True
+        known, flipped = self._known, self.memories.flipped
         try:
-            if not traits.plain or self.problems:
+            if op is _DETACH:  # of memory that is known so far it makes a view that is known
+                memory = known.get(args[0].untyped_storage()._cdata)
+                if memory is not None and not memory.watched:
+                    return None
+            traits = TRAITS.get(id(op)) or traits_of(op)
+            if not traits.plain or kwargs or self.problems or flipped:
                 return self._before_other(traits, args, kwargs)
-            seen = self._inputs(args)
-            return traits, seen, self._named_inputs(kwargs) if kwargs else kwargs, None
-        except UnsupportedOpError as error:
-            return op, error
+            found: list[Any] = []
+            for item in args:
+                if isinstance(item, Tensor):
+                    memory = known.get(item.untyped_storage()._cdata)
+                    if memory is None or memory.watched:
+                        seen = self.memories.look(item)
+                    else:
+                        shape, strides = item.shape, item.stride()
+                        dtype, offset = item.dtype, item.storage_offset()
+                        seen = memory.first
+                        if (
+                            seen is None
+                            or seen[0] != shape
+                            or seen[1] != strides
+                            or seen[3] != offset
+                            or seen[2] is not dtype
+                        ):
+                            seen = _new(Seen, (shape, strides, dtype, offset, False, False, memory))
+                    if item.requires_grad and item.is_leaf and id(item) not in self.leaves:
+                        self._meet_leaf(item, seen)
+                    found.append(seen)
+                elif isinstance(item, (list, tuple)) and not (item and type(item[0]) is int):
+                    found.append(self._inputs(item))
+                else:
+                    found.append(item)
+        except (UnsupportedOpError, NotImplementedError) as error:  # the latter: has no memory
+            return op, _refusal(error, args)
+        return traits, found, kwargs, None
 
-    def after(self, token: Any, outputs: Any, info: CallInfo) -> None:
+    def after(self, token: Any, outputs: Any, place: Place | CallInfo) -> None:
         """Note what the call returned."""
-        if info.phase == "backward":
-            self.ran_backward = True
         if len(token) == 2:
-            self._refuse(token[0], token[1], info)
+            self._refuse(token[0], token[1], place)
             return
         traits, args, kwargs, more = token
         try:
             if more is not None or self.problems:
-                self._after_other(traits, args, kwargs, more, outputs, info)
+                self._after_other(token, outputs, place)
                 return
-            alone = isinstance(outputs, Tensor)
-            seen = self.memories.made(outputs) if alone else self._outputs(outputs)
-            self.calls.append(Noted(traits, args, kwargs, seen, info, None))
-        except UnsupportedOpError as error:
-            self._refuse(traits.op, error, info)
+            if isinstance(outputs, Tensor):
+                memory = self._known.get(outputs.untyped_storage()._cdata)
+                if memory is None:
+                    memory = self.memories.adopt(outputs, external=False)
+                if memory.watched or self.memories.flipped:
+                    seen = self.memories.made(outputs)
+                else:
+                    shape, strides = outputs.shape, outputs.stride()
+                    dtype, offset = outputs.dtype, outputs.storage_offset()
+                    seen = _new(Seen, (shape, strides, dtype, offset, False, False, memory))
+                    if memory.first is None:
+                        memory.first = seen
+            else:
+                seen = self._outputs(outputs)
+            self.calls.append(_new(Noted, (traits, args, kwargs, seen, place, None)))
+        except (UnsupportedOpError, NotImplementedError) as error:
+            self._refuse(traits.op, _refusal(error, outputs), place)
 
     def backward_from(self, root: Tensor) -> None:
         """Take the tensor from which a backward pass starts as the loss."""
@@ -149,7 +191,12 @@ class Log:
             "its forward pass ran before the recording began, so the gradient depends on "
             "operations that were not seen; run the whole forward pass inside the recording"
         )
-        self.problems.setdefault((name, text), Problem(text, name, _NOWHERE))
+        self.problems.setdefault((name, text), Problem(text, name, CallInfo("forward", "", "")))
+
+    @property
+    def ran_backward(self) -> bool:
+        """Whether a backward pass was seen."""
+        return any(call.place.phase == "backward" for call in self.calls)
 
     def close(self) -> None:
         """Let go of the step's tensors: of those from outside too, and of old gradients."""
@@ -157,68 +204,77 @@ class Log:
         self.leaves.clear()
         self.first_grads.clear()
 
-    def _refuse(self, op: OpOverload, error: UnsupportedOpError, info: CallInfo) -> None:
+    def _refuse(self, op: OpOverload, error: UnsupportedOpError, place: Place | CallInfo) -> None:
         key = (str(op), str(error))
         if key in self.problems:
             self.problems[key].count += 1
         else:
-            self.problems[key] = Problem(str(error), str(op), info)
+            self.problems[key] = Problem(str(error), str(op), self.sources.info(place))
 
     # -- calls that are not pure -----------------------------------------------------------
 
     def _before_other(self, traits: Traits, args: Any, kwargs: Any) -> Any:
         op, treatment = traits.op, traits.treatment
+        if traits.flips:
+            self.memories.flipped = True
+        if traits.plain and not self.problems:
+            return traits, self._inputs(args), self._named_inputs(kwargs), None
         if treatment is Treatment.REFUSE:
             raise UnsupportedOpError(refusal_of(op))
         if self.problems:  # nothing is noted any more, but all problems are told
             for tensor in tensors_in((*args, *kwargs.values())):
                 refuse_unsupported_tensor(tensor)
-        if treatment in (Treatment.ALLOCATE, Treatment.IGNORE) or self.problems:
             return traits, (), {}, (args, kwargs)
+        if treatment is Treatment.ALLOCATE:
+            return traits, (), {}, None
+        if treatment is Treatment.IGNORE:
+            return None
         if traits.has_defaults:
             args, kwargs = fill_defaults(op, args, kwargs)
         if traits.takes_indices and len(args) > 1 and has_mask(args[1]):
             args = (args[0], decided_indices(args[1]), *args[2:])
-        for i in _written(traits, args):
-            for tensor in tensors_in(argument_at(op, args, kwargs, i)):
+        for i in written_now(traits, args):
+            target = argument_at(op, args, kwargs, i)
+            for tensor in (target,) if isinstance(target, Tensor) else tensors_in(target):
                 self.memories.prepare_write(tensor)
-        seen = self._inputs(args), self._named_inputs(kwargs)
+        seen = self._inputs(args), self._named_inputs(kwargs) if kwargs else kwargs
         given = None if treatment is Treatment.PURE else (args, kwargs)
         return traits, *seen, given
 
-    def _after_other(
-        self, traits: Traits, args: Any, kwargs: Any, given: Any, outputs: Any, info: CallInfo
-    ) -> None:
-        treatment = traits.treatment
+    def _after_other(self, token: Any, outputs: Any, place: Place | CallInfo) -> None:
+        traits, args, kwargs, given = token
         if self.problems:
             for tensor in tensors_in(outputs):
                 refuse_unsupported_tensor(tensor)
-        if treatment is Treatment.IGNORE or self.problems:
             return
-        more = More()
-        if treatment is not Treatment.ALLOCATE:
-            more = self._more(traits, given[0], given[1], outputs)
-        self.calls.append(Noted(traits, args, kwargs, self._outputs((outputs,))[0], info, more))
+        more = self._more(traits, given[0], given[1], outputs)
+        alone = isinstance(outputs, Tensor)
+        seen = self.memories.made(outputs) if alone else self._outputs((outputs,))[0]
+        self.calls.append(Noted(traits, args, kwargs, seen, place, more))
 
     def _more(self, traits: Traits, args: Any, kwargs: Any, outputs: Any) -> More:
         op, treatment = traits.op, traits.treatment
-        copied, indices = copies_after(traits, args, kwargs, outputs)
-        if treatment is Treatment.VIEW_IN_PLACE:
+        copied, indices = (), None
+        if traits.copies:
+            copied, indices = copies_after(traits, args, kwargs, outputs, copy=self.copy)
+        elif treatment is Treatment.VIEW_IN_PLACE:
             self._viewed_in_place(op, args[0])
         elif treatment is Treatment.CUT_BY_STRIDES:
             self.memories.cut(args[0])
         covering: list[Seen] = []
-        targets = [
-            self._rewritten(argument_at(op, args, kwargs, i), covering)
-            for i in _written(traits, args)
-        ]
-        copies = {}
+        targets = tuple(
+            [
+                self._rewritten(argument_at(op, args, kwargs, i), covering)
+                for i in written_now(traits, args)
+            ]
+        )
+        copies: Copies = {}
         for tensor, copy in copied:
             seen = self.memories.made(tensor)
             copies[seen] = copy
             if covers_memory(tensor):
                 covering.append(seen)
-        return More(tuple(targets), frozenset(covering), copies, indices)
+        return More(targets, covering, copies, indices)
 
     def _rewritten(self, target: Any, covering: list[Seen]) -> Any:
         """Note what a call wrote to, one tensor or a list of them."""
@@ -234,8 +290,8 @@ class Log:
     def _viewed_in_place(self, op: OpOverload, tensor: Tensor) -> None:
         memory = self.memories.look(tensor).memory
         if name_of(op) == "resize_":
-            memory.written = True
-            memory.layouts.clear()
+            memory.written = memory.watched = True
+            memory.layouts = set()
         elif name_of(op) == "as_strided_":
             self.memories.cut(tensor)
         elif functional_variant(op) is None:
@@ -250,15 +306,18 @@ class Log:
             if isinstance(item, Tensor):
                 seen = self.memories.look(item)
                 if item.requires_grad and item.is_leaf and id(item) not in self.leaves:
-                    self.leaves[id(item)] = item
-                    self.first_grads[id(item)] = item.grad
-                    self.first_seen.append((len(self.calls), id(item), seen))
+                    self._meet_leaf(item, seen)
                 found.append(seen)
             elif isinstance(item, (list, tuple)) and not (item and type(item[0]) is int):
                 found.append(self._inputs(item))
             else:
                 found.append(item)
         return found if isinstance(args, list) else tuple(found)
+
+    def _meet_leaf(self, leaf: Tensor, seen: Seen) -> None:
+        self.leaves[id(leaf)] = leaf
+        self.first_grads[id(leaf)] = leaf.grad
+        self.first_seen.append((len(self.calls), id(leaf), seen))
 
     def _named_inputs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return dict(zip(kwargs, self._inputs(tuple(kwargs.values())), strict=True))
@@ -275,11 +334,13 @@ class Log:
         return found if isinstance(outputs, list) else tuple(found)
 
 
-def _written(traits: Traits, args: Any) -> tuple[int, ...]:
-    """Positions of the arguments whose values a call writes to."""
-    if traits.treatment is Treatment.WRITE_HIDDEN:
-        positions, training = HIDDEN_WRITES[name_of(traits.op)]
-        return positions if args[training] else ()
-    if traits.treatment is Treatment.VIEW_IN_PLACE and name_of(traits.op) != "resize_":
-        return ()
-    return traits.written
+def _refusal(error: Exception, tensors: Any) -> UnsupportedOpError:
+    """What to tell where a tensor could not be noted."""
+    if isinstance(error, UnsupportedOpError):
+        return error
+    try:
+        for tensor in tensors_in(tensors):
+            refuse_unsupported_tensor(tensor)
+    except UnsupportedOpError as refusal:
+        return refusal
+    raise error

@@ -4,11 +4,11 @@ Memory is told apart by its address while a weak reference pins it: the address 
 another storage, and the memory is not kept alive.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from numgeom.errors import UnsupportedOpError
 from numgeom.recording.contents import covers_memory, line_of, outside_copy
@@ -16,6 +16,8 @@ from numgeom.recording.functionalize import refuse_unsupported_tensor
 from numgeom.recording.seen import Memory, Seen, is_dense
 from numgeom.recording.values import Constant
 
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+_FEW = 1 << 12  # entries; more are copied when they are used, if they are
 _free_weak_reference = torch.UntypedStorage._free_weak_ref
 
 
@@ -32,6 +34,7 @@ class Memories:
         copy: Makes copies of tensors that fill their memory.
 
     Attributes:
+        known: The memory that was seen, by its address.
         captured: Copies of what came from outside, in the form in which it was seen first, and
             whether dimensions that are expanded were left out of the copy.
         wholes: Notes that cover memory from outside that was written, or cut by strides.
@@ -47,11 +50,11 @@ class Memories:
     ) -> None:
         """Start with no memory known."""
         self._copy = copy
+        self.known: dict[int, Memory] = {}  # by the address, which is a weak reference
         self.captured: dict[Seen, tuple[Constant, bool]] = {}
         self.wholes: dict[Memory, Seen] = {}
         self.uncertain = False
         self.flipped = False  # whether a tensor may have a negative or conjugate bit
-        self._known: dict[int, Memory] = {}  # by the address, which is a weak reference
         self._originals: dict[Memory, _Original] = {}
         self._names = names
 
@@ -59,22 +62,46 @@ class Memories:
 
     def announce(self, tensor: Tensor, role: str, name: str) -> None:
         """Take a tensor from outside, that nobody will write to, as a constant, uncopied."""
-        memory = self._known.get(tensor.untyped_storage()._cdata)
+        memory = self.known.get(tensor.untyped_storage()._cdata)
         if memory is None:
-            memory = self._adopt(tensor, external=True)
+            memory = self.adopt(tensor, external=True)
         seen = self._seen(tensor, memory)
         if seen not in memory.layouts:
             memory.layouts.add(seen)
             self.captured[seen] = Constant(tensor.detach(), role, name), False
 
+    def foresee(self, tensors: Iterable[Tensor]) -> None:
+        """Copy those of the tensors known by name that are small, all at once.
+
+        One by one, between the calls that use them, the copies would take three times as long.
+        """
+        known, names, seen_first = self.known, self._names, self.captured
+        with torch.no_grad():
+            for tensor in tensors:
+                if type(tensor) not in _PLAIN or tensor.numel() > _FEW:
+                    continue
+                try:
+                    refuse_unsupported_tensor(tensor)
+                    storage = tensor.untyped_storage()
+                except (UnsupportedOpError, NotImplementedError):
+                    continue
+                odd = tensor.is_complex() or tensor.is_neg() or not tensor.is_contiguous()
+                if odd or storage._cdata in known:
+                    continue
+                pin: Any = storage._weak_ref()
+                memory = known[pin] = Memory(tensor.device, True)
+                seen = self._seen(tensor, memory)
+                memory.layouts.add(seen)
+                seen_first[seen] = Constant(tensor.detach().clone(), *names[id(tensor)]), False
+
     def was_touched(self, tensor: Tensor) -> bool:
         """Whether the step has made this tensor's memory, or has written to it."""
-        memory = self._known.get(tensor.untyped_storage()._cdata)
+        memory = self.known.get(tensor.untyped_storage()._cdata)
         return memory is not None and (memory.written or not memory.external)
 
     def was_written(self, tensor: Tensor) -> bool:
         """Whether the step has written to memory that this tensor brought from outside."""
-        memory = self._known.get(tensor.untyped_storage()._cdata)
+        memory = self.known.get(tensor.untyped_storage()._cdata)
         return memory is not None and memory.written and memory in self._originals
 
     def restore(self) -> None:
@@ -87,7 +114,7 @@ class Memories:
 
     def close(self) -> None:
         """Let go of the step's memory; nothing can be noted afterwards."""
-        known, self._known = self._known, {}
+        known, self.known = self.known, {}
         for pin in known:
             _free_weak_reference(pin)
 
@@ -100,17 +127,23 @@ class Memories:
     def look(self, tensor: Tensor) -> Seen:
         """Note a tensor that is there already. One from outside is copied."""
         try:
-            memory = self._known.get(tensor.untyped_storage()._cdata)
+            memory = self.known.get(tensor.untyped_storage()._cdata)
         except NotImplementedError:  # has no single memory
             refuse_unsupported_tensor(tensor)
             raise
         if memory is None:
             memory = self._arrived(tensor)
+        return self.view_of(tensor, memory)
+
+    def view_of(self, tensor: Tensor, memory: Memory) -> Seen:
+        """Note a tensor whose memory is known."""
         seen = self._seen(tensor, memory)
-        return seen if seen in memory.layouts else self._first_look(tensor, seen)
+        if not memory.watched or seen in memory.layouts:
+            return seen
+        return self._first_look(tensor, seen)
 
     def _first_look(self, tensor: Tensor, seen: Seen) -> Seen:
-        """Note a view that no call of the step has made."""
+        """Note a view of watched memory that no call of the step has made."""
         memory = seen.memory
         if not self.flipped and (tensor.is_neg() or tensor.is_conj()):
             self.flipped = True
@@ -126,14 +159,15 @@ class Memories:
     def made(self, tensor: Tensor) -> Seen:
         """Note a tensor that a call returned."""
         try:
-            memory = self._known.get(tensor.untyped_storage()._cdata)
+            memory = self.known.get(tensor.untyped_storage()._cdata)
         except NotImplementedError:
             refuse_unsupported_tensor(tensor)
             raise
         if memory is None:
-            memory = self._adopt(tensor, external=False)
+            memory = self.adopt(tensor, external=False)
         seen = self._seen(tensor, memory)
-        memory.layouts.add(seen)
+        if memory.watched:
+            memory.layouts.add(seen)
         return seen
 
     def _seen(self, tensor: Tensor, memory: Memory) -> Seen:
@@ -162,28 +196,20 @@ class Memories:
                 "the recording (before it began, or on another thread); run the whole forward "
                 "pass inside the recording"
             )
-        return self._adopt(tensor, external=True)
+        return self.adopt(tensor, external=True)
 
-    def is_noted(self, tensor: Tensor) -> bool:
-        """Whether the step has made this view: one that is equal needs no note."""
-        if tensor.layout is not torch.strided:
-            return False
-        memory = self._known.get(tensor.untyped_storage()._cdata)
-        if memory is None or memory.external:
-            return False
-        return self._seen(tensor, memory) in memory.layouts
-
-    def _adopt(self, tensor: Tensor, *, external: bool) -> Memory:
+    def adopt(self, tensor: Tensor, *, external: bool) -> Memory:
+        """Note memory that is seen for the first time."""
         refuse_unsupported_tensor(tensor)
         pin: Any = tensor.untyped_storage()._weak_ref()  # the address, by its name in torch
-        memory = self._known[pin] = Memory(tensor.device, external)
+        memory = self.known[pin] = Memory(tensor.device, external)
         return memory
 
     # -- writes ----------------------------------------------------------------------------
 
     def prepare_write(self, tensor: Tensor) -> None:
         """Copy memory from outside before a call writes to it for the first time."""
-        known = self._known.get(tensor.untyped_storage()._cdata)
+        known = self.known.get(tensor.untyped_storage()._cdata)
         if known is not None and (known.written or not known.external):
             return
         seen = self.look(tensor)
@@ -200,15 +226,14 @@ class Memories:
 
     def rewritten(self, tensor: Tensor) -> tuple[Seen, bool]:
         """Note a tensor that a call wrote to; tells also whether it is all of its memory."""
-        memory = self._known.get(tensor.untyped_storage()._cdata)
+        memory = self.known.get(tensor.untyped_storage()._cdata)
         if memory is None:
-            memory = self._adopt(tensor, external=False)
+            memory = self.adopt(tensor, external=False)
             self.uncertain = True
         seen = self._seen(tensor, memory)
-        covers = self.wholes.get(memory) == seen or covers_memory(tensor)
-        memory.written = True
-        memory.layouts.clear()  # other views are read through the memory from now on
-        memory.layouts.add(seen)
+        covers = covers_memory(tensor) or self.wholes.get(memory) == seen
+        memory.written = memory.watched = True
+        memory.layouts = {seen}  # other views are read through the memory from now on
         self.uncertain = self.uncertain or not covers
         return seen, covers
 

@@ -6,7 +6,6 @@ with numgeom.record(model) as recording:
 program = recording.program
 """
 
-import functools
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,17 +17,11 @@ from torch import nn
 
 from numgeom.errors import RecordingError
 from numgeom.recording.buffers import buffers_of
-from numgeom.recording.build import build_program, circumstances
+from numgeom.recording.finish import covers, finish, names_of
 from numgeom.recording.log import Log
 from numgeom.recording.modules import Named, named
-from numgeom.recording.problems import describe
-from numgeom.recording.program import Program, Replay
-from numgeom.recording.recorder import Recorder
-from numgeom.recording.seen import Seen
+from numgeom.recording.program import Program
 from numgeom.recording.stream import Stream
-from numgeom.recording.values import Constant
-
-_Kept = tuple[Seen, torch.Tensor]  # where a result of the step lay, and a copy
 
 
 class Recording:
@@ -52,6 +45,7 @@ class Recording:
                 "model.requires_grad_(True), or unfreeze the part that you train"
             )
         self._model = model
+        self._held: Named | None = None
         self._log: Log | None = None
         self._stream: Stream | None = None
         self._program: Program | None = None
@@ -81,16 +75,25 @@ class Recording:
         """Start recording the calls of this thread."""
         if self._state != "new":
             raise RecordingError("a recording can be entered once; make a new one for each step")
-        held = None if self._model is None else named(self._model)
-        names = {} if held is None else _names_of(held)
-        buffers = buffers_of(self._model)
-        self._log = Log(names) if buffers is None else Log(names, copy=buffers.copy)
-        self._stream = Stream(self._log, held=held)
-        self._stream.__enter__()
         self._collecting = gc.isenabled()
         gc.disable()
-        self._state = "open"
+        try:
+            self._start()
+        finally:
+            if self._state != "open" and self._collecting:
+                gc.enable()
         return self
+
+    def _start(self) -> None:
+        held = self._held = None if self._model is None else named(self._model)
+        names = {} if held is None else names_of(held)
+        buffers = buffers_of(self._model)
+        self._log = Log(names) if buffers is None else Log(names, copy=buffers.copy)
+        if held is not None:
+            self._log.memories.foresee((*held.parameters.values(), *held.buffers.values()))
+        self._stream = Stream(self._log, held=held)
+        self._stream.__enter__()
+        self._state = "open"
 
     def __exit__(
         self,
@@ -111,12 +114,15 @@ class Recording:
         if self._collecting:
             gc.enable()
         model, self._model = self._model, None
+        held, self._held = self._held, None
         self._stream = self._log = None
         self._state = "failed"
         try:
             if kind is None:
                 with torch.no_grad():
-                    self._build = _finish(log, model, roots)
+                    if model is not None and held is not None and not covers(held, log):
+                        held = named(model)  # the step gave it parameters
+                    self._build = finish(log, held, roots)
                 self._state = "closed"
         finally:
             log.close()
@@ -270,118 +276,6 @@ def _kept_random_state() -> Iterator[None]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
         yield
-
-
-# -- results -----------------------------------------------------------------------------
-
-
-def _names_of(held: Named) -> dict[int, tuple[str, str]]:
-    names = {id(b): ("buffer", name) for name, b in held.buffers.items()}
-    names |= {id(p): ("parameter", name) for name, p in held.parameters.items()}
-    return names
-
-
-def _finish(log: Log, model: nn.Module | None, roots: list[nn.Module]) -> Callable[[], Program]:
-    """Check a recording and copy its results; what is returned builds the program."""
-    if log.problems:
-        raise RecordingError(describe(log.problems.values()))
-    if not log.ran_backward:
-        raise RecordingError(
-            "no backward pass ran inside the recording; call loss.backward() before the block "
-            "ends (torch.autograd.grad alone leaves no gradient on the parameters)"
-        )
-    held = None if model is None else named(model)
-    parameters = _parameters(log, held, roots)
-    touched: dict[str, torch.Tensor] = {}
-    for name, parameter in parameters.items():
-        grad = parameter.grad
-        if grad is None:
-            continue
-        if grad.layout is not torch.strided:
-            raise RecordingError(
-                f"the gradient of {name} is a sparse tensor, which is not supported; make the "
-                "embedding with sparse=False"
-            )
-        if log.memories.was_touched(grad):
-            touched[name] = grad
-    gradients = _kept(log, touched)
-    updates = _kept(log, _written(log, parameters, held))
-    labels = {} if held is not None else {id(p): name for name, p in parameters.items()}
-    recorder = Recorder(log, labels)
-    build = functools.partial(_build, recorder, log, gradients, updates, circumstances())
-    if log.memories.uncertain or not gradients:  # what may fail fails when the block ends
-        program = build()
-        return lambda: program
-    return build
-
-
-def _build(
-    recorder: Recorder,
-    log: Log,
-    gradients: dict[str, _Kept],
-    updates: dict[str, _Kept],
-    attributes: dict[str, Any],
-) -> Program:
-    """Make the program of a step that has ended.
-
-    Raises:
-        RecordingError: it has none.
-    """
-    recorder.play()
-    values = {name: recorder.read(seen) for name, (seen, _) in gradients.items()}
-    values = {n: v for n, v in values.items() if not isinstance(v.origin, Constant)}
-    if not values:
-        raise RecordingError(
-            "the backward pass left no gradient on any parameter; is the loss connected to "
-            "the parameters, and does the recording know the model?"
-        )
-    outputs = {
-        "gradients": values,
-        "loss": recorder.loss,
-        "updates": {name: recorder.read(seen) for name, (seen, _) in updates.items()},
-    }
-    recorded = Replay(
-        {name: gradients[name][1] for name in values},
-        log.loss_tensor,
-        {name: tensor for name, (_, tensor) in updates.items()},
-    )
-    return build_program(recorder.entries, outputs, recorded, **attributes)
-
-
-def _parameters(log: Log, held: Named | None, roots: list[nn.Module]) -> dict[str, torch.Tensor]:
-    """All parameters by name; without a model, every tensor that collects a gradient."""
-    if held is not None:
-        return {n: p for n, p in held.parameters.items() if p.requires_grad}
-    labels: dict[int, str] = {}
-    several = len(roots) > 1
-    for root in roots:
-        for name, parameter in root.named_parameters():
-            label = f"{type(root).__name__}.{name}" if several else name
-            if label in labels.values():
-                label = f"{label}_{len(labels)}"
-            labels.setdefault(id(parameter), label)
-    order = {key: i for i, key in enumerate(labels)}
-    leaves = sorted(log.leaves.values(), key=lambda t: order.get(id(t), len(order)))
-    found: dict[str, torch.Tensor] = {}
-    for i, leaf in enumerate(leaves):
-        found[labels.get(id(leaf), f"leaf_{i}")] = leaf
-    return found
-
-
-def _written(
-    log: Log, parameters: dict[str, torch.Tensor], held: Named | None
-) -> dict[str, torch.Tensor]:
-    """Parameters and buffers that the step gave new values."""
-    tensors = dict(parameters)
-    if held is not None:
-        tensors |= held.buffers
-    return {name: t for name, t in tensors.items() if log.memories.was_written(t)}
-
-
-def _kept(log: Log, tensors: dict[str, torch.Tensor]) -> dict[str, _Kept]:
-    copies = map(log.copy, tensors.values())
-    looks = (log.memories.look(tensor) for tensor in tensors.values())
-    return dict(zip(tensors, zip(looks, copies, strict=True), strict=True))
 
 
 __all__ = ["Recording", "record", "record_callable", "record_step"]

@@ -62,14 +62,15 @@ class Recorder:
             RecordingError: a call cannot be read as a function; names its place.
         """
         log = self._log
+        log.sources.learn(call.place for call in log.calls[self._next :])
         while self._next < len(log.calls):
             call = log.calls[self._next]
-            self._info = call.info
+            self._info = log.sources.info(call.place)
             try:
                 self._edges()
                 self._play(call)
             except UnsupportedOpError as error:
-                problem = Problem(str(error), str(call.traits.op), call.info)
+                problem = Problem(str(error), str(call.traits.op), self._info)
                 raise RecordingError(describe([problem])) from error
             self._next += 1
         self._edges()
@@ -81,6 +82,7 @@ class Recorder:
     def _edges(self) -> None:
         """Leaves and losses that were first seen at this call."""
         log = self._log
+        log.sources.learn(call.place for call in log.calls[self._next :])
         while self._next_leaf < len(log.first_seen) and (
             log.first_seen[self._next_leaf][0] <= self._next
         ):

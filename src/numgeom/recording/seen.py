@@ -11,6 +11,8 @@ import torch
 
 from numgeom.recording.calls import TensorMeta
 
+_NONE: Any = frozenset()  # most memory is not watched
+
 
 class Memory:
     """One storage of the step, told apart from all others by its object.
@@ -19,17 +21,22 @@ class Memory:
         device: Where it is.
         external: Whether it came from outside of the step.
         written: Whether the step has written to it after it came.
-        layouts: The views of it whose value is known.
+        watched: Whether its views are noted as they come: what came from outside must be copied
+            before it changes, and what was written to holds another value than its views did.
+        layouts: The views of it whose value is known, where it is watched.
+        first: How the first tensor lay in it, where the step made it: most others lie so too.
     """
 
-    __slots__ = ("device", "external", "layouts", "written")
+    __slots__ = ("device", "external", "first", "layouts", "watched", "written")
 
     def __init__(self, device: torch.device, external: bool) -> None:
         """Note a storage when it is first seen."""
         self.device = device
         self.external = external
         self.written = False
-        self.layouts: set[Seen] = set()
+        self.watched = external
+        self.first: Seen | None = None
+        self.layouts: set[Seen] = set() if external else _NONE
 
 
 class Seen(NamedTuple):

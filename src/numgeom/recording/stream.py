@@ -12,8 +12,7 @@ differentiate it. The table of these numbers carries module and line from forwar
 import sys
 import threading
 from contextlib import ExitStack
-from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -25,12 +24,11 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from numgeom.recording.calls import CallInfo
 from numgeom.recording.modules import Named, named
+from numgeom.recording.sources import NOWHERE, Place, here, is_seeding
 
-_TORCH = str(Path(nn.__file__).parent.parent)
-_PACKAGE = str(Path(__file__).parent.parent)
-_EXAMPLES = str(Path(__file__).parent.parent / "experiments")  # counts as user code
+_ONES_LIKE = torch.ops.aten.ones_like.default  # what a backward pass starts from
+_new = tuple.__new__
 _NEVER = 1 << 63  # AccumulateGrad nodes carry the largest sequence number
 
 
@@ -41,7 +39,7 @@ class Observer(Protocol):
         """See a call before it runs. What it returns is handed to `after`, unless it is None."""
         ...
 
-    def after(self, token: Any, outputs: Any, info: CallInfo) -> None:
+    def after(self, token: Any, outputs: Any, place: Place) -> None:
         """See what the call returned, and where it came from."""
         ...
 
@@ -74,10 +72,10 @@ class Stream:
         if held is not None:
             self._learn(held, "")
         self._stack: list[tuple[str, int]] = []  # (module path, graph task at entry)
-        self._origin: dict[int, tuple[str, str]] = {}  # sequence number -> (module, source)
+        self._origin: dict[int, Place] = {}  # of the call that made a node, by its number
+        self._backward: dict[int, Place] = {}  # of the calls that a node makes
         self._roots: list[nn.Module] = []
         self._saw_backward = False
-        self._sources = _Sources()
         self._mode = _Mode(self, observer)
         self._exit = ExitStack()
         self._first = 0
@@ -105,6 +103,7 @@ class Stream:
         self._exit.close()
         self._stack.clear()
         self._origin.clear()
+        self._backward.clear()
         self._names.clear()
         self._roots.clear()
 
@@ -145,44 +144,49 @@ class Stream:
 
     # -- calls ---------------------------------------------------------------------------
 
-    def locate(self, op: OpOverload, args: tuple[Any, ...], frame: FrameType | None) -> CallInfo:
+    def locate(self, op: OpOverload, args: tuple[Any, ...], frame: FrameType | None) -> Place:
         """Where a call comes from that has just run, under this frame."""
-        task = _current_graph_task_id()
-        made = _get_sequence_nr() - 1
-        if task == -1:
-            source, seeds = self._sources.find(frame)
-            module = self._stack[-1][0] if self._stack else ""
-            if seeds and op is torch.ops.aten.ones_like.default:
-                self._observer.backward_from(args[0])
-            if made >= self._first:
-                self._origin.setdefault(made, (module, source))
-            phase = "forward"
-            if self._saw_backward and not self._stack and not torch.is_grad_enabled():
-                phase = "update"
-            return CallInfo(phase, module, source)
-        self._saw_backward = True
-        module, source = self._backward_origin(frame)
-        if self._stack and self._stack[-1][1] == task:  # a forward that is recomputed
-            module = self._stack[-1][0]
-        if made >= self._first:  # double backward: what is made here can be differentiated
-            self._origin.setdefault(made, (module, source))
-        return CallInfo("backward", module, source)
-
-    def _backward_origin(self, frame: FrameType | None) -> tuple[str, str]:
+        grad = torch.is_grad_enabled()
         node = _current_autograd_node()
+        number = -1 if node is None else node._sequence_nr()
+        if not grad and not self._stack:  # most calls of a backward pass
+            place = self._backward.get(number)
+            if place is not None:
+                return place
+        task = _current_graph_task_id()
+        if task == -1:
+            stack = self._stack
+            if op is _ONES_LIKE and is_seeding(frame):
+                self._observer.backward_from(args[0])
+            update = self._saw_backward and not stack and not grad
+            phase, module = "update" if update else "forward", stack[-1][0] if stack else ""
+            place = _new(Place, (phase, module, here(), None))
+        else:
+            self._saw_backward = True
+            place = self._backward_origin(node, number)
+            if self._stack and self._stack[-1][1] == task:  # a forward that is recomputed
+                place = place._replace(module=self._stack[-1][0])
+        if grad:  # in a backward pass too: what is made there may be differentiated again
+            made = _get_sequence_nr() - 1
+            if made >= self._first:
+                self._origin.setdefault(made, place)
+        return place
+
+    def _backward_origin(self, node: Any, number: int) -> Place:
         if node is None:
-            return "", ""
-        number = node._sequence_nr()
+            return Place("backward", "", None)
         if number >= _NEVER:
-            return self._owners.get(id(getattr(node, "variable", None)), ""), ""
+            owner = self._owners.get(id(getattr(node, "variable", None)), "")
+            return Place("backward", owner, None)
         # Sequence numbers are counted per thread; the engine's own threads count anew.
         if number < self._first and threading.get_ident() == self._thread:
             self._observer.unrecorded_backward(node.name())
-        module, source = self._origin.get(number, ("", ""))
+        origin = self._origin.get(number, NOWHERE)
         # Python code runs inside the engine: a custom backward, or a recomputed forward.
         if torch.is_grad_enabled() or isinstance(node, BackwardCFunction):
-            source = self._sources.find(frame)[0] or source
-        return module, source
+            return Place("backward", origin.module, here(), origin.stack)
+        place = self._backward[number] = Place("backward", origin.module, origin.stack)
+        return place
 
 
 class _Mode(TorchDispatchMode):
@@ -209,76 +213,8 @@ class _Mode(TorchDispatchMode):
         kwargs = kwargs or {}
         observer = self._observer
         token = observer.before(func, args, kwargs)
-        outputs = func(*args, **kwargs)
+        outputs = func._op(*args, **kwargs)  # what `func(...)` calls
         if token is not None:
-            info = self._stream.locate(func, args, sys._getframe(1))
-            observer.after(token, outputs, info)
+            place = self._stream.locate(func, args, sys._getframe(1))
+            observer.after(token, outputs, place)
         return outputs
-
-
-_PLUMBING, _USER, _ENGINE, _SEEDING = range(4)
-
-
-class _Sources:
-    """Find the user's line in a stack of frames."""
-
-    def __init__(self) -> None:
-        # By id: hashing a code object reads all of it. Those that are known are kept alive.
-        self._kinds: dict[int, int] = {}
-        self._text: dict[tuple[int, int], str] = {}
-        self._kept: list[CodeType] = []
-
-    def find(self, frame: FrameType | None) -> tuple[str, bool]:
-        """Return the innermost line outside torch, and whether a backward pass is being seeded.
-
-        The line is "" where the autograd engine stands between the call and user code.
-        """
-        seeds = False
-        kinds = self._kinds
-        while frame is not None:
-            code = frame.f_code
-            kind = kinds.get(id(code))
-            if kind is None:
-                kind = self._learn(code)
-            if kind:
-                if kind == _USER:
-                    return self._describe(code, frame.f_lineno), seeds
-                if kind == _ENGINE:
-                    return "", seeds
-                seeds = True
-            frame = frame.f_back
-        return "", seeds
-
-    def _learn(self, code: CodeType) -> int:
-        self._kept.append(code)
-        if not _is_plumbing(code.co_filename):
-            kind = _USER
-        elif code.co_name == "_engine_run_backward":
-            kind = _ENGINE
-        else:  # `_make_grads` makes the 1 that a backward pass starts from
-            kind = _SEEDING if code.co_name == "_make_grads" else _PLUMBING
-        self._kinds[id(code)] = kind
-        return kind
-
-    def _describe(self, code: CodeType, line: int) -> str:
-        text = self._text.get((id(code), line))
-        if text is None:
-            text = self._text[id(code), line] = f"{short_path(code.co_filename)}:{line}"
-        return text
-
-
-def _is_plumbing(file: str) -> bool:
-    if file.startswith("<"):  # generated code, unless it was typed in
-        return not file.startswith(("<stdin>", "<string>", "<ipython"))
-    return file.startswith((_TORCH, _PACKAGE)) and not file.startswith(_EXAMPLES)
-
-
-def short_path(path: str) -> str:
-    """Shorten a path: relative to the working folder or to site-packages, else its name."""
-    _, found, rest = path.rpartition("site-packages/")
-    if found:
-        return rest
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
-        return Path(path).name
