@@ -124,3 +124,22 @@ def test_a_recording_that_waits_keeps_neither_leaves_nor_old_gradients():
     assert torch.equal(
         recording.program.replay().gradients["leaf_0"], torch.full((3,), 2.0).double()
     )
+
+
+def test_stacks_are_looked_up_in_one_go(monkeypatch):
+    looked_at = []
+    sources = sys.modules["numgeom.recording.sources"]
+    look_up = sources.symbolize_tracebacks
+
+    def counted(stacks):
+        looked_at.append(len(stacks))
+        return look_up(stacks)
+
+    monkeypatch.setattr(sources, "symbolize_tracebacks", counted)
+    x = torch.ones(3, requires_grad=True)
+    with numgeom.record() as recording:
+        (x.exp() * x.sin()).sum().backward()
+    assert looked_at == []
+    assert recording.program.calls
+    assert len(looked_at) == 1
+    assert looked_at[0] >= 4

@@ -28,13 +28,16 @@ def build_program(
         recorded: The tensors that the recorded run had for them.
         attributes: Fields of `Program` that differ from those of this moment.
     """
-    with _without_collection():
+    with without_collection():
         return _build(list(entries), outputs, recorded, attributes)
 
 
 @contextmanager
-def _without_collection() -> Iterator[None]:
-    """Pause Python's garbage collector: a graph is many objects, all of them needed."""
+def without_collection() -> Iterator[None]:
+    """Pause Python's garbage collector: a graph is many objects, all of them needed.
+
+    Also a decorator.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from numgeom.errors import RecordingError
-from numgeom.recording.build import build_program
+from numgeom.recording.build import build_program, without_collection
 from numgeom.recording.calls import CallInfo, TensorMeta
 from numgeom.recording.complex_pairs import Pairs, is_about_complex_numbers
 from numgeom.recording.log import Log
@@ -153,6 +153,7 @@ def decompose_anchored(
     return _decompose(program, device, anchored=True)
 
 
+@without_collection()
 def _decompose(
     program: Program, device: torch.device | str | None, *, anchored: bool
 ) -> tuple[Program, dict[fx.Node, fx.Node]]:

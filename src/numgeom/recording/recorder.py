@@ -82,7 +82,6 @@ class Recorder:
     def _edges(self) -> None:
         """Leaves and losses that were first seen at this call."""
         log = self._log
-        log.sources.learn(call.place for call in log.calls[self._next :])
         while self._next_leaf < len(log.first_seen) and (
             log.first_seen[self._next_leaf][0] <= self._next
         ):
