@@ -122,7 +122,7 @@ class Log:
             for item in args:
                 if isinstance(item, Tensor):
                     memory = known.get(item.untyped_storage()._cdata)
-                    if memory is None or memory.watched:
+                    if memory is None:
                         seen = self.memories.look(item)
                     else:
                         shape, strides = item.shape, item.stride()
@@ -135,7 +135,11 @@ class Log:
                             or seen[3] != offset
                             or seen[2] is not dtype
                         ):
-                            seen = _new(Seen, (shape, strides, dtype, offset, False, False, memory))
+                            if memory.watched:
+                                seen = self.memories.look(item)
+                            else:
+                                note = shape, strides, dtype, offset, False, False, memory
+                                seen = _new(Seen, note)
                     if item.requires_grad and item.is_leaf and id(item) not in self.leaves:
                         self._meet_leaf(item, seen)
                     found.append(seen)
@@ -291,7 +295,7 @@ class Log:
         memory = self.memories.look(tensor).memory
         if name_of(op) == "resize_":
             memory.written = memory.watched = True
-            memory.layouts = set()
+            memory.layouts, memory.first = set(), None
         elif name_of(op) == "as_strided_":
             self.memories.cut(tensor)
         elif functional_variant(op) is None:

@@ -75,7 +75,7 @@ class Memories:
 
         One by one, between the calls that use them, the copies would take three times as long.
         """
-        known, names, seen_first = self.known, self._names, self.captured
+        known = self.known
         with torch.no_grad():
             for tensor in tensors:
                 if type(tensor) not in _PLAIN or tensor.numel() > _FEW:
@@ -90,9 +90,14 @@ class Memories:
                     continue
                 pin: Any = storage._weak_ref()
                 memory = known[pin] = Memory(tensor.device, True)
-                seen = self._seen(tensor, memory)
+                seen = memory.first = self._seen(tensor, memory)
                 memory.layouts.add(seen)
-                seen_first[seen] = Constant(tensor.detach().clone(), *names[id(tensor)]), False
+                role, name = self._names[id(tensor)]
+                copy = Constant(tensor.clone(), role, name)
+                self.captured[seen] = copy, False
+                if role == "buffer" and covers_memory(tensor):  # it may well be written
+                    self.wholes[memory] = seen
+                    self._originals[memory] = _Original(storage, copy.tensor)
 
     def was_touched(self, tensor: Tensor) -> bool:
         """Whether the step has made this tensor's memory, or has written to it."""
@@ -137,6 +142,16 @@ class Memories:
 
     def view_of(self, tensor: Tensor, memory: Memory) -> Seen:
         """Note a tensor whose memory is known."""
+        first = memory.first
+        if (
+            first is not None
+            and first[0] == tensor.shape
+            and first[1] == tensor.stride()
+            and first[3] == tensor.storage_offset()
+            and first[2] is tensor.dtype
+            and not self.flipped
+        ):
+            return first
         seen = self._seen(tensor, memory)
         if not memory.watched or seen in memory.layouts:
             return seen
@@ -150,6 +165,7 @@ class Memories:
             return self.look(tensor)
         memory.layouts.add(seen)
         if memory.external and not memory.written:
+            memory.first = memory.first or seen
             role, name = self._names.get(id(tensor), ("input", ""))
             self.captured[seen] = outside_copy(tensor, role, name, copy=self._copy)
         else:
@@ -212,10 +228,10 @@ class Memories:
         known = self.known.get(tensor.untyped_storage()._cdata)
         if known is not None and (known.written or not known.external):
             return
+        if known is not None and known in self._originals:
+            return
         seen = self.look(tensor)
         memory = seen.memory
-        if not memory.external or memory in self._originals:
-            return
         if not covers_memory(tensor):
             tensor = line_of(tensor)
             seen = self.look(tensor)
@@ -231,8 +247,9 @@ class Memories:
             memory = self.adopt(tensor, external=False)
             self.uncertain = True
         seen = self._seen(tensor, memory)
-        covers = covers_memory(tensor) or self.wholes.get(memory) == seen
+        covers = self.wholes.get(memory) == seen or covers_memory(tensor)
         memory.written = memory.watched = True
+        memory.first = seen
         memory.layouts = {seen}  # other views are read through the memory from now on
         self.uncertain = self.uncertain or not covers
         return seen, covers

@@ -28,11 +28,12 @@ def named(model: nn.Module) -> Named:
         seen.add(id(module))
         found.modules[path] = module
         prefix = f"{path}." if path else ""
-        for name, tensor in module._parameters.items():
+        parameters, buffers = module._parameters, module._buffers
+        for name, tensor in parameters.items() if parameters else ():
             if tensor is not None and id(tensor) not in seen_parameters:
                 seen_parameters.add(id(tensor))
                 found.parameters[prefix + name] = tensor
-        for name, tensor in module._buffers.items():
+        for name, tensor in buffers.items() if buffers else ():
             if tensor is not None and id(tensor) not in seen_buffers:
                 seen_buffers.add(id(tensor))
                 found.buffers[prefix + name] = tensor

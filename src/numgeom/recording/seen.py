@@ -24,7 +24,7 @@ class Memory:
         watched: Whether its views are noted as they come: what came from outside must be copied
             before it changes, and what was written to holds another value than its views did.
         layouts: The views of it whose value is known, where it is watched.
-        first: How the first tensor lay in it, where the step made it: most others lie so too.
+        first: A note of it whose value is known; most tensors lie as the first one did.
     """
 
     __slots__ = ("device", "external", "first", "layouts", "watched", "written")
