@@ -139,3 +139,20 @@ def test_the_hooks_are_gone_after_the_block():
     model, x = nn.Linear(4, 2), torch.randn(3, 4)
     _record(lambda: F.relu(model(x)).sum().backward(), model)
     assert (len(module._global_forward_pre_hooks), len(module._global_forward_hooks)) == before
+
+
+def test_a_second_derivative_has_the_line_of_the_forward_call():
+    x = torch.ones(3, requires_grad=True)
+
+    def step():
+        y = torch.tanh(x).sum()  # the line that is differentiated twice
+        (slope,) = torch.autograd.grad(y, x, create_graph=True)
+        slope.square().sum().backward()
+
+    program = _record(step)
+    line = f"test_stream.py:{_line_of('# the line that is differentiated twice')}"
+    twice = [c for c in _calls(program, "tanh_backward") if c.phase == "backward"]
+    assert len(twice) >= 2
+    assert all(c.source.endswith(line) for c in twice)
+    last = _calls(program, "mul")  # of the derivative of tanh_backward
+    assert any(c.phase == "backward" and c.source.endswith(line) for c in last)

@@ -25,17 +25,16 @@ class Place(NamedTuple):
     Attributes:
         phase: As there.
         module: As there.
-        stack: What `here` returned; None where no line of the user's made the call.
-        origin: The stack to take the line from where that one has no line of the user's.
+        stacks: What `here` returned; the line is that of the first one that has a line of the
+            user's.
     """
 
     phase: Phase
     module: str
-    stack: Any
-    origin: Any = None
+    stacks: tuple[Any, ...] = ()
 
 
-NOWHERE = Place("forward", "", None)
+NOWHERE = Place("forward", "")
 
 
 def here() -> Any:
@@ -62,8 +61,7 @@ class Sources:
 
     def learn(self, places: Iterable[Place | CallInfo]) -> None:
         """Look up many stacks at once, which is quicker."""
-        noted = [p for p in places if isinstance(p, Place)]
-        stacks = {id(s): s for p in noted for s in (p.stack, p.origin) if s is not None}
+        stacks = {id(s): s for p in places if isinstance(p, Place) for s in p.stacks}
         new = [stack for key, stack in stacks.items() if key not in self._lines]
         for stack, frames in zip(new, symbolize_tracebacks(new) if new else (), strict=True):
             self._lines[id(stack)] = stack, self._line(frames)
@@ -72,10 +70,9 @@ class Sources:
         """A place with its line."""
         if isinstance(place, CallInfo):
             return place
-        stacks = [stack for stack in (place.stack, place.origin) if stack is not None]
-        if any(id(stack) not in self._lines for stack in stacks):
+        if any(id(stack) not in self._lines for stack in place.stacks):
             self.learn([place])
-        lines = [self._lines[id(stack)][1] for stack in stacks]
+        lines = (self._lines[id(stack)][1] for stack in place.stacks)
         return CallInfo(place.phase, place.module, next(filter(None, lines), ""))
 
     def _line(self, frames: Any) -> str:

@@ -160,7 +160,7 @@ class Stream:
                 self._observer.backward_from(args[0])
             update = self._saw_backward and not stack and not grad
             phase, module = "update" if update else "forward", stack[-1][0] if stack else ""
-            place = _new(Place, (phase, module, here(), None))
+            place = _new(Place, (phase, module, (here(),)))
         else:
             self._saw_backward = True
             place = self._backward_origin(node, number)
@@ -174,18 +174,18 @@ class Stream:
 
     def _backward_origin(self, node: Any, number: int) -> Place:
         if node is None:
-            return Place("backward", "", None)
+            return Place("backward", "")
         if number >= _NEVER:
             owner = self._owners.get(id(getattr(node, "variable", None)), "")
-            return Place("backward", owner, None)
+            return Place("backward", owner)
         # Sequence numbers are counted per thread; the engine's own threads count anew.
         if number < self._first and threading.get_ident() == self._thread:
             self._observer.unrecorded_backward(node.name())
         origin = self._origin.get(number, NOWHERE)
         # Python code runs inside the engine: a custom backward, or a recomputed forward.
         if torch.is_grad_enabled() or isinstance(node, BackwardCFunction):
-            return Place("backward", origin.module, here(), origin.stack)
-        place = self._backward[number] = Place("backward", origin.module, origin.stack)
+            return Place("backward", origin.module, (here(), *origin.stacks))
+        place = self._backward[number] = Place("backward", origin.module, origin.stacks)
         return place
 
 
