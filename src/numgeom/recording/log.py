@@ -120,33 +120,30 @@ class Log:
                 return self._before_other(traits, args, kwargs)
             found: list[Any] = []
             for item in args:
+                memory = None
                 if isinstance(item, Tensor):
                     memory = known.get(item.untyped_storage()._cdata)
-                    if memory is None:
+                if memory is None:
+                    found.append(self._input(item))
+                    continue
+                shape, strides = item.shape, item.stride()
+                dtype, offset = item.dtype, item.storage_offset()
+                seen = memory.first
+                if (
+                    seen is None
+                    or seen[0] != shape
+                    or seen[1] != strides
+                    or seen[3] != offset
+                    or seen[2] is not dtype
+                ):
+                    if memory.watched:
                         seen = self.memories.look(item)
                     else:
-                        shape, strides = item.shape, item.stride()
-                        dtype, offset = item.dtype, item.storage_offset()
-                        seen = memory.first
-                        if (
-                            seen is None
-                            or seen[0] != shape
-                            or seen[1] != strides
-                            or seen[3] != offset
-                            or seen[2] is not dtype
-                        ):
-                            if memory.watched:
-                                seen = self.memories.look(item)
-                            else:
-                                note = shape, strides, dtype, offset, False, False, memory
-                                seen = _new(Seen, note)
-                    if item.requires_grad and item.is_leaf and id(item) not in self.leaves:
-                        self._meet_leaf(item, seen)
-                    found.append(seen)
-                elif isinstance(item, (list, tuple)) and not (item and type(item[0]) is int):
-                    found.append(self._inputs(item))
-                else:
-                    found.append(item)
+                        note = shape, strides, dtype, offset, False, False, memory
+                        seen = _new(Seen, note)
+                if item.requires_grad and item.is_leaf and id(item) not in self.leaves:
+                    self._meet_leaf(item, seen)
+                found.append(seen)
         except (UnsupportedOpError, NotImplementedError) as error:  # the latter: has no memory
             return op, _refusal(error, args)
         return traits, found, kwargs, None
@@ -305,18 +302,18 @@ class Log:
 
     def _inputs(self, args: Any) -> Any:
         """Arguments with notes in place of tensors."""
-        found = []
-        for item in args:
-            if isinstance(item, Tensor):
-                seen = self.memories.look(item)
-                if item.requires_grad and item.is_leaf and id(item) not in self.leaves:
-                    self._meet_leaf(item, seen)
-                found.append(seen)
-            elif isinstance(item, (list, tuple)) and not (item and type(item[0]) is int):
-                found.append(self._inputs(item))
-            else:
-                found.append(item)
+        found = [self._input(item) for item in args]
         return found if isinstance(args, list) else tuple(found)
+
+    def _input(self, item: Any) -> Any:
+        if isinstance(item, Tensor):
+            seen = self.memories.look(item)
+            if item.requires_grad and item.is_leaf and id(item) not in self.leaves:
+                self._meet_leaf(item, seen)
+            return seen
+        if isinstance(item, (list, tuple)) and not (item and type(item[0]) is int):
+            return self._inputs(item)
+        return item
 
     def _meet_leaf(self, leaf: Tensor, seen: Seen) -> None:
         self.leaves[id(leaf)] = leaf

@@ -5,6 +5,7 @@ another storage, and the memory is not kept alive.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -73,31 +74,13 @@ class Memories:
     def foresee(self, tensors: Iterable[Tensor]) -> None:
         """Copy those of the tensors known by name that are small, all at once.
 
-        One by one, between the calls that use them, the copies would take three times as long.
+        One by one, between the calls that use them, the copies would take longer.
         """
-        known = self.known
         with torch.no_grad():
             for tensor in tensors:
-                if type(tensor) not in _PLAIN or tensor.numel() > _FEW:
-                    continue
-                try:
-                    refuse_unsupported_tensor(tensor)
-                    storage = tensor.untyped_storage()
-                except (UnsupportedOpError, NotImplementedError):
-                    continue
-                odd = tensor.is_complex() or tensor.is_neg() or not tensor.is_contiguous()
-                if odd or storage._cdata in known:
-                    continue
-                pin: Any = storage._weak_ref()
-                memory = known[pin] = Memory(tensor.device, True)
-                seen = memory.first = self._seen(tensor, memory)
-                memory.layouts.add(seen)
-                role, name = self._names[id(tensor)]
-                copy = Constant(tensor.clone(), role, name)
-                self.captured[seen] = copy, False
-                if role == "buffer" and covers_memory(tensor):  # it may well be written
-                    self.wholes[memory] = seen
-                    self._originals[memory] = _Original(storage, copy.tensor)
+                if type(tensor) in _PLAIN and tensor.numel() <= _FEW:
+                    with suppress(UnsupportedOpError, NotImplementedError):  # told where it is used
+                        self.look(tensor)
 
     def was_touched(self, tensor: Tensor) -> bool:
         """Whether the step has made this tensor's memory, or has written to it."""
