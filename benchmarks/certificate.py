@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing is downloaded
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where the folder reproductions is
 
 import torch
 from rich.console import Console
@@ -41,9 +42,9 @@ from figures import write_figures
 from numgeom.certificate import certify
 from numgeom.certificate.kantorovich import kantorovich
 from numgeom.errors import NumgeomError
-from numgeom.experiments.models import GPT
-from numgeom.experiments.small_steps import SMALL_STEPS, train
+from numgeom.examples.models import GPT
 from numgeom.recording import Program, record_step
+from reproductions.small_steps import SMALL_STEPS, train
 
 PARTS = ("goals", "depth", "width")
 GOAL = 1.1

@@ -25,7 +25,7 @@ from rich.table import Table
 from figures import write_figures
 from numgeom.diagnosis import Monitor, WatchedStep, diagnose
 from numgeom.diagnosis.diagnose import diagnose_program
-from numgeom.experiments import EXAMPLES, load_example
+from numgeom.examples import EXAMPLES, load_example
 from numgeom.recording import record_step
 
 GOALS = {100: 1.05, 5: 1.5}

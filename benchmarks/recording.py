@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from figures import write_figures
-from numgeom.experiments import EXAMPLES, load_example
+from numgeom.examples import EXAMPLES, load_example
 from numgeom.recording import record_step
 
 Step = tuple[nn.Module, Callable[[nn.Module, Any], Tensor], Any]

@@ -12,8 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing i
 import torch
 from torch import Tensor, nn
 
-from numgeom.experiments import EXAMPLES, load_example
-from numgeom.experiments.models import GPT, LeNet5
+from numgeom.examples import EXAMPLES, load_example
+from numgeom.examples.models import GPT, LeNet5
 
 ATTENTION = ("eager", "sdpa")
 WITH_ATTENTION = ("gpt2", "llama", "bert", "mixtral", "t5", "whisper", "vit")

@@ -31,7 +31,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"semantics"}),
     frozenset({"results"}),
     frozenset({"certificate", "functionals", "diagnosis", "precision", "nonsmooth"}),
-    frozenset({"report", "training", "experiments", "targets"}),
+    frozenset({"report", "training", "examples", "experiments", "targets"}),
     frozenset({PACKAGE}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
@@ -90,7 +90,8 @@ def package_sources() -> list[Source]:
 
 
 def all_sources() -> list[Source]:
-    return package_sources() + sources(ROOT / "tests") + sources(ROOT / "benchmarks")
+    folders = ("tests", "benchmarks", "reproductions")
+    return package_sources() + [source for name in folders for source in sources(ROOT / name)]
 
 
 def part(module: str) -> str:

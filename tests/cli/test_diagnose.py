@@ -5,8 +5,8 @@ from typing import Any
 from typer.testing import CliRunner
 
 from numgeom.cli import app
-from numgeom.experiments.gallery import Weights
 from numgeom.recording import record_step
+from reproductions.gallery import Weights
 
 
 def run(*arguments: str) -> Any:

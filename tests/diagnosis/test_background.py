@@ -23,7 +23,7 @@ from numgeom.diagnosis import (
 )
 from numgeom.diagnosis.worker import answer
 from numgeom.errors import FileFormatError
-from numgeom.experiments.gallery import mlp
+from reproductions.gallery import mlp
 from tests.diagnosis.test_monitor import fresh, train
 
 

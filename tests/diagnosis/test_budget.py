@@ -15,7 +15,7 @@ from numgeom.diagnosis.budget import Account, default_budget
 from numgeom.diagnosis.gradients import look_at_gradients
 from numgeom.diagnosis.trace import norm
 from numgeom.errors import NumgeomError
-from numgeom.experiments.gallery import mlp
+from reproductions.gallery import mlp
 
 
 class Clock:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from numgeom.diagnosis import Diagnosis, DiagnosisError, Finding, Kind, Severity, diagnose
 from numgeom.errors import RecordingError
-from numgeom.experiments import load_example
-from numgeom.experiments.gallery import Weights, mlp
+from numgeom.examples import load_example
 from numgeom.recording import record_step
+from reproductions.gallery import Weights, mlp
 from tests.recording import workloads
 
 

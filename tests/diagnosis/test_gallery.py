@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from numgeom.diagnosis import Diagnosis, Severity, diagnose
-from numgeom.experiments.gallery import CASES, Case
+from reproductions.gallery import CASES, Case
 
 
 def of_defect(case: Case) -> Diagnosis:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from numgeom.diagnosis import Diagnosis, Severity, diagnose
-from numgeom.experiments.gallery import BRAIN, CASES, HALF, Case
+from reproductions.gallery import BRAIN, CASES, HALF, Case
 
 IN_BOTH = (
     "log-of-zero", "log-of-negative", "exp-overflow-in-both", "sqrt-at-zero", "zero-over-zero",

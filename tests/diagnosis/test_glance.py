@@ -10,9 +10,9 @@ from numgeom.diagnosis import Severity
 from numgeom.diagnosis.diagnose import all_detectors, diagnose_program
 from numgeom.diagnosis.glance import glance, take_alone
 from numgeom.diagnosis.trace import Trace, take
-from numgeom.experiments.gallery import CASES, SURROGATES, Case, Weights, mlp
 from numgeom.recording import Program, record_step
 from numgeom.recording.record import record_callable
+from reproductions.gallery import CASES, SURROGATES, Case, Weights, mlp
 from tests.recording import workloads
 
 

@@ -20,8 +20,8 @@ from numgeom.diagnosis import (
     load_kept,
 )
 from numgeom.errors import NumgeomError
-from numgeom.experiments.gallery import mlp
 from numgeom.recording import Program, record_step
+from reproductions.gallery import mlp
 
 
 def train(monitor: Monitor | None, model: nn.Module, steps: int = 5, bad_at: int = -1) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from numgeom.diagnosis.patterns import matches
 from numgeom.diagnosis.poles import at_a_pole
-from numgeom.experiments.gallery import Weights
 from numgeom.recording import Program, record_step
 from numgeom.recording.replay import ProgramInterpreter
+from reproductions.gallery import Weights
 
 Formula = Callable[[Tensor], Tensor]
 SHAPE = (3, 4)

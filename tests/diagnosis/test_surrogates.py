@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from numgeom.diagnosis import Kind, Severity, diagnose
-from numgeom.experiments.gallery import FORMATS, SURROGATES, true_gradient
+from reproductions.gallery import FORMATS, SURROGATES, true_gradient
 
 
 @pytest.mark.parametrize("name", SURROGATES)

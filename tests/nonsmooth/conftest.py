@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-from numgeom.experiments.models import LeNet5
+from numgeom.examples.models import LeNet5
 
 Batch = tuple[Tensor, Tensor]
 

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from numgeom.nonsmooth import FrozenStep, Minimal, Selection, hull, hull_of, zones_of
 from numgeom.nonsmooth.clarke import draw
-from numgeom.nonsmooth.programs import bifurcation_example, pooled_convolution
 from numgeom.nonsmooth.pullback import Pullback
 from numgeom.recording import record_step
 from numgeom.results.guarantee import Guarantee
+from reproductions.maxpool.small_programs import bifurcation_example, pooled_convolution
 from tests.nonsmooth.kinked import KINKED, Kinked
 from tests.nonsmooth.steps import cross_entropy
 

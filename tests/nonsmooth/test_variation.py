@@ -15,8 +15,8 @@ from numgeom.nonsmooth import (
     backprop_variation,
     compare_gradients,
 )
-from numgeom.nonsmooth.programs import AtZero, NormPool2d, ReLUMaxPool2d
 from numgeom.nonsmooth.variation import VariationError
+from reproductions.maxpool.small_programs import AtZero, NormPool2d, ReLUMaxPool2d
 from tests.nonsmooth.steps import cross_entropy
 
 NATIVE, MINIMAL = Selection(), Selection(maxpool=Minimal())

@@ -18,8 +18,8 @@ from numgeom.nonsmooth import (
     zones,
     zones_of,
 )
-from numgeom.nonsmooth.programs import bifurcation_example, pooled_convolution
 from numgeom.recording import record_step
+from reproductions.maxpool.small_programs import bifurcation_example, pooled_convolution
 from tests.nonsmooth.steps import cross_entropy
 
 PAIR = (Selection(), Selection(maxpool=Minimal()))

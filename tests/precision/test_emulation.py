@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from numgeom.experiments import load_example
+from numgeom.examples import load_example
 from numgeom.precision.emulation import EmulatedReplay, rounds_of, scaled_values
 from numgeom.precision.regions import formats_applied
 from numgeom.recording import record_step

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from numgeom.arithmetic.formats import FormatError
 from numgeom.certificate import Guarantee
 from numgeom.errors import RecordingError
-from numgeom.experiments import load_example
+from numgeom.examples import load_example
 from numgeom.precision import PrecisionError, estimate
 from numgeom.precision.regions import formats_applied
 from numgeom.recording import Program, record, record_step

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from numgeom.experiments import load_example
+from numgeom.examples import load_example
 from numgeom.precision.kinds import OpKind, kinds_of
 from numgeom.precision.noisy import op_name
 from numgeom.recording import Program, record_step

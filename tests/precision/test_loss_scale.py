@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from numgeom.experiments import load_example
+from numgeom.examples import load_example
 from numgeom.precision import LossScale, recommend_loss_scale
 from numgeom.precision.loss_scale import HEADROOM, ExponentCount, backward_exponents
 from numgeom.recording import Program, record_step

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from numgeom.experiments import load_example
+from numgeom.examples import load_example
 from numgeom.precision.measuring import Measurer, varied
 from numgeom.recording import Program, record_step
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from numgeom.arithmetic.formats import FormatError
 from numgeom.errors import FileFormatError, RecordingError
-from numgeom.experiments import load_example
+from numgeom.examples import load_example
 from numgeom.precision import PrecisionError, PrecisionPlan, plan_precision
 from numgeom.precision.plan import MARGIN
 from numgeom.precision.regions import formats_applied

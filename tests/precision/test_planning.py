@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from numgeom.experiments import load_example
+from numgeom.examples import load_example
 from numgeom.precision import PrecisionError, planning
 from numgeom.precision.measuring import Measurer, varied
 from numgeom.precision.operations import COST

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from numgeom.arithmetic.formats import bfloat16
-from numgeom.experiments import load_example
+from numgeom.examples import load_example
 from numgeom.precision import sampling
 from numgeom.precision.estimate import contractions_in
 from numgeom.precision.perturbed import PerturbedReplay, in_float32_alone

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from numgeom.experiments import load_example
+from numgeom.examples import load_example
 from numgeom.precision import PrecisionError, estimate
 from numgeom.precision.rounding import quantized
 from numgeom.precision.storage import storage_named, stored_values

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from numgeom.experiments import load_example
+from numgeom.examples import load_example
 from numgeom.precision.work import flops_by_module
 from numgeom.recording import record_step
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from numgeom.errors import TargetError
-from numgeom.experiments import load_example
+from numgeom.examples import load_example
 from numgeom.targets import load_target
 
 STEP = """

@@ -16,7 +16,7 @@ def _examples(
 ) -> None:
     """List the built-in training steps. They need scikit-learn, and no download."""
     with clean_errors(debug):
-        from numgeom.experiments import EXAMPLES
+        from numgeom.examples import EXAMPLES
 
         summaries = {f"example:{name}": each.summary for name, each in EXAMPLES.items()}
         if as_json:

@@ -1,115 +1,54 @@
-"""numgeom reproduce: make a published table or figure again."""
+"""numgeom reproduce: make a published table or figure again.
 
-import enum
+The reproductions are no part of the installed package: they are in the folder `reproductions` of
+the source code, and this command hands its arguments to them where that folder is at hand.
+"""
+
+import sys
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from numgeom.cli.errors import clean_errors
-from numgeom.cli.options import Device
-
-if TYPE_CHECKING:
-    from numgeom.experiments.reproduction import Outcome
+from numgeom.errors import NumgeomError
 
 app = typer.Typer()
 
 
-class Scale(enum.StrEnum):
-    """How large a reproduction is."""
-
-    SMALL = "small"
-    PAPER = "paper"
+class ReproductionsMissing(NumgeomError):
+    """The folder with the reproductions is not at hand."""
 
 
 @app.command(
     "reproduce",
-    epilog="Examples:\n\n"
-    "  [bold]numgeom reproduce[/]  lists what there is\n\n"
-    "  [bold]numgeom reproduce table1 --out results[/]\n\n"
-    "  [bold]torchrun --nproc-per-node 4 -m numgeom reproduce maxpool-table2 --scale paper "
-    "--data DIR --out results[/]",
+    add_help_option=False,  # the reproductions have a help text of their own
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
-def _reproduce(
-    name: Annotated[
-        str | None,
-        typer.Argument(show_default=False, help="Which table or figure; without it: the list."),
-    ] = None,
-    scale: Annotated[
-        Scale,
-        typer.Option(help="small: minutes on two cores; paper: the published sizes."),
-    ] = Scale.SMALL,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with MNIST, CIFAR or SVHN files. Nothing is ever downloaded.",
-            show_default="data inside scikit-learn",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Write JSON and SVG files into this folder; long work resumes there."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.", min=0)] = 0,
-    device: Annotated[Device, typer.Option(help="Where the models run.")] = Device.CPU,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
+def _reproduce(context: typer.Context) -> None:
     """Make a published table or figure again, with the numbers of this machine."""
-    with clean_errors(debug):
-        if name is None:
-            _list(as_json=as_json)
-            return
-        from numgeom.cli.steps import check_device
-        from numgeom.experiments.reproduction import ReproductionError, Settings
-        from numgeom.experiments.reproductions import find_reproduction
-        from numgeom.nonsmooth.sharing import is_first_process
-        from numgeom.report import progress_bar
+    with clean_errors(debug="--debug" in context.args):
+        _find_folder()
+        from reproductions.command import app as reproductions
 
-        found = find_reproduction(name)
-        check_device(device)
-        if data is not None and not data.is_dir():
-            raise ReproductionError(f"--data must name a folder with data files; {data} is none.")
-        first = is_first_process()  # of those that torchrun started
-        with progress_bar(quiet=quiet or as_json or not first) as advance:
-            outcome = found.run(
-                Settings(
-                    scale=scale.value,
-                    data=data,
-                    seed=seed,
-                    device=device.value,
-                    out=out,
-                    progress=advance,
-                )
-            )
-        if not first:
-            return
-        paths = () if out is None else outcome.save(out)
-        if as_json:
-            typer.echo(outcome.to_json())
-            return
-        _show(outcome)
-        for path in paths:
-            typer.echo(f"written: {path}")
+        reproductions(context.args, prog_name="numgeom reproduce")
 
 
-def _list(*, as_json: bool) -> None:
-    import json
+def _find_folder() -> None:
+    """Make the folder importable that stands beside the package's source code.
 
-    from numgeom.experiments.reproductions import REPRODUCTIONS
+    The current folder is not searched: what happens to lie there is not to be run unasked.
 
-    titles = {name: each.title for name, each in REPRODUCTIONS.items()}
-    if as_json:
-        typer.echo(json.dumps(titles, indent=2))
+    Raises:
+        ReproductionsMissing: if there is none.
+    """
+    if find_spec("reproductions") is not None:
         return
-    width = max(map(len, titles), default=0)
-    for name, title in titles.items():
-        typer.echo(f"{name:<{width}}  {title}")
-
-
-def _show(outcome: "Outcome") -> None:
-    from numgeom.report import console
-    from numgeom.report.outcome import outcome_view
-
-    console().print(outcome_view(outcome))
+    checkout = Path(__file__).resolve().parents[3]
+    if not (checkout / "reproductions" / "catalogue.py").is_file():
+        raise ReproductionsMissing(
+            "The reproductions of published tables and figures are in the source code of numgeom, "
+            "not in the installed package. Get the source code and run "
+            "`python -m reproductions` in its folder."
+        )
+    sys.path.append(str(checkout))

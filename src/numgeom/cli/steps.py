@@ -25,7 +25,7 @@ def loaded(
     import numpy as np
     import torch
 
-    from numgeom.experiments import EpochReport
+    from numgeom.examples import EpochReport
     from numgeom.targets import load_target
 
     check_device(device)
@@ -58,7 +58,7 @@ def check_device(device: Device) -> None:
 
 def provenance(step: "TrainingStep", *, seed: int, epochs: int, device: Device) -> dict[str, str]:
     """Say what a result was computed from: target, seed, device, and an example's data."""
-    from numgeom.experiments import EXAMPLES
+    from numgeom.examples import EXAMPLES
 
     facts = {"target": step.name, "seed": str(seed), "device": device.value}
     example = EXAMPLES.get(step.name.removeprefix("example:"))

@@ -16,7 +16,7 @@ from numgeom.recording.calls import CallInfo, Phase
 
 _TORCH = str(Path(nn.__file__).parent.parent)
 _PACKAGE = str(Path(__file__).parent.parent)
-_EXAMPLES = str(Path(__file__).parent.parent / "experiments")  # counts as user code
+_EXAMPLES = str(Path(__file__).parent.parent / "examples")  # counts as user code
 
 
 class Place(NamedTuple):

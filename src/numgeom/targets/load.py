@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from numgeom.errors import NumgeomError, TargetError
-from numgeom.experiments import EXAMPLES, SEED_LIMIT, EpochReport, load_example
+from numgeom.examples import EXAMPLES, SEED_LIMIT, EpochReport, load_example
 from numgeom.targets.conversion import convert_floating
 from numgeom.targets.importing import (
     ImportScope,
