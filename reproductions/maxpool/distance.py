@@ -1,4 +1,4 @@
-"""numgeom reproduce maxpool-fig6: how far apart do runs drift that differ in beta alone?
+"""Figure 6: how far apart do runs drift that differ in beta alone?
 
 Networks with one initialisation and one order of samples are trained side by side, each with its
 own beta; the last repeats the first. After each epoch: the 1-norm of the difference of parameters
@@ -10,39 +10,38 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from reproductions.maxpool.figure import Findings
 from reproductions.maxpool.pool_arms import Arm
-from reproductions.maxpool.problems import problem, standing
+from reproductions.maxpool.problems import problem
 from reproductions.maxpool.training import BETAS
 from reproductions.maxpool.training_study import Recipe, Training, Trial
-from reproductions.outcome import Cell, Outcome, Settings, Table, circumstances
+from reproductions.outcome import Cell, Settings, Table
 from reproductions.plots import Series, line_plot
-
-# The figure alone uses plain SGD with a constant step size (of 0.01 to 0.012, for 200 epochs).
-_RATE = 0.01
-_SMALL_RATE = 0.1  # ten times as large, so that a narrow network learns within a few epochs
 
 
 @dataclass(frozen=True)
 class Size:
-    """Epochs, samples (None: all), samples in a mini-batch, channels (None: published), step."""
+    """How long is trained, and on what.
+
+    Attributes:
+        epochs: Of each network.
+        train_size: Samples; None: all.
+        batch_size: Samples in a mini-batch.
+        width: Channels of the first stage; None: as published.
+        step_size: Of plain SGD; the figure alone uses a constant one, of 0.01 to 0.012.
+        arm: How beta enters.
+    """
 
     epochs: int
     train_size: int | None
     batch_size: int
     width: int | None
-    step_size: float = _RATE
+    step_size: float = 0.01
+    arm: Arm = "exact"
 
 
-def fig6(settings: Settings, *, size: Size | None = None, arm: Arm = "exact") -> Outcome:
-    """Train seven networks side by side.
-
-    Args:
-        settings: The seed decides the common initial values and the order of the samples.
-        size: How much is trained.
-        arm: How beta enters.
-    """
-    small = Size(8, None, 32, 4, _SMALL_RATE)
-    size = size or (small if settings.is_small else Size(200, None, 128, None))
+def drift(settings: Settings, name: str, size: Size) -> Findings:
+    """Train seven networks side by side, from the initial values that the seed decides."""
     vgg = problem("VGG-11", "CIFAR10", settings, width=size.width)
     recipe = Recipe(
         epochs=size.epochs,
@@ -56,13 +55,15 @@ def fig6(settings: Settings, *, size: Size | None = None, arm: Arm = "exact") ->
     )
     betas = (*BETAS, 0.0)
     runs = [
-        Training(vgg, recipe, Trial(beta=beta, arm=arm, seed=settings.seed), device=settings.device)
+        Training(
+            vgg, recipe, Trial(beta=beta, arm=size.arm, seed=settings.seed), device=settings.device
+        )
         for beta in betas
     ]
     distances: list[list[float]] = [[] for _ in runs]
     accuracies: list[list[float]] = [[] for _ in runs]
     for epoch in range(size.epochs):
-        settings.progress("maxpool-fig6, epochs", epoch, size.epochs)
+        settings.progress(f"{name}, epochs", epoch, size.epochs)
         for index, run in enumerate(runs):
             run.epoch()
             accuracies[index].append(run.accuracy())
@@ -73,9 +74,7 @@ def fig6(settings: Settings, *, size: Size | None = None, arm: Arm = "exact") ->
         for label, of, right, run in zip(labels, distances, accuracies, runs, strict=True)
     ]
     epochs = list(range(1, size.epochs + 1))
-    return Outcome(
-        name="maxpool-fig6",
-        title="Distance of networks that differ in beta (Boustany 2024, figure 6)",
+    return Findings(
         tables=(
             Table(
                 f"{vgg.label}, float32",
@@ -91,7 +90,7 @@ def fig6(settings: Settings, *, size: Size | None = None, arm: Arm = "exact") ->
         ),
         plots=(
             line_plot(
-                "maxpool-fig6-distance",
+                f"{name}-distance",
                 "1-norm of the difference of parameters to the run with beta = 0",
                 [
                     Series(label, epochs, of, style=".-")
@@ -102,7 +101,7 @@ def fig6(settings: Settings, *, size: Size | None = None, arm: Arm = "exact") ->
                 y_scale="symlog",
             ),
             line_plot(
-                "maxpool-fig6-accuracy",
+                f"{name}-accuracy",
                 "Test accuracy",
                 [
                     Series(f"beta {beta:g}", epochs, right, style=".-")
@@ -117,10 +116,8 @@ def fig6(settings: Settings, *, size: Size | None = None, arm: Arm = "exact") ->
             "All runs stay in memory together; an interrupted one begins again.",
             "The paper trained on a GPU with nondeterministic kernels, where two equal runs drift "
             "apart as well. On a device that repeats its sums they stay equal: the last row is 0.",
-            *standing(settings, vgg),
         ),
-        data=(vgg.dataset.stamp,),
-        circumstances=circumstances(settings),
+        problems=(vgg,),
     )
 
 

@@ -1,4 +1,4 @@
-"""numgeom reproduce maxpool-table1, -table3, -fig7: are the derivatives of zero programs zero?
+"""Tables 1 and 3, figure 7: are the derivatives of zero programs zero?
 
 Boustany (2024), table 1 and figure 7 (two ways to write a maximum), table 3 and figure 9 (a maximum
 written through ReLU). The residue near the unit roundoff is that of one joint sum: two separate
@@ -6,12 +6,12 @@ backward passes give equal derivatives there, so it is no backprop variation (eq
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from numgeom.nonsmooth import First, Minimal, Selection, select
+from reproductions.maxpool.figure import Findings
 from reproductions.maxpool.problems import FORMATS
 from reproductions.maxpool.small_programs import (
     POINTS,
@@ -27,7 +27,7 @@ from reproductions.maxpool.small_programs import (
     zero_of_norms,
     zero_of_relus,
 )
-from reproductions.outcome import Cell, Outcome, Plot, Settings, Table, circumstances
+from reproductions.outcome import Cell, Plot, Settings, Table
 from reproductions.plots import Series, line_plot
 
 Program = Callable[[Tensor, Tensor], Tensor]
@@ -37,13 +37,12 @@ _SIGN = (
 )
 
 
-def table1(settings: Settings) -> Outcome:
+def zero_by_ops(settings: Settings, name: str, size: None) -> Findings:
     """Derivatives of max1(tx) - max2(tx): a loop with a strict comparison against torch.max."""
+    del settings, size
     controls = {"ReLU - ReLU": zero_of_relus, "norm - norm": zero_of_norms}
-    return _outcome(
-        settings,
-        name="maxpool-table1",
-        title="Derivatives of a program that is zero (Boustany 2024, table 1)",
+    return _zero(
+        name,
         program=zero,
         published=-1.5,
         tables=tuple(
@@ -54,12 +53,11 @@ def table1(settings: Settings) -> Outcome:
     )
 
 
-def table3(settings: Settings) -> Outcome:
+def zero_by_relu(settings: Settings, name: str, size: None) -> Findings:
     """Derivatives of the same with the maximum written through ReLU."""
-    return _outcome(
-        settings,
-        name="maxpool-table3",
-        title="Derivatives of a program that is zero, through ReLU (Boustany 2024, table 3)",
+    del settings, size
+    return _zero(
+        name,
         program=zero2,
         published=1.5,
         tables=(_example_a5(),),
@@ -71,12 +69,11 @@ def table3(settings: Settings) -> Outcome:
     )
 
 
-def fig7(settings: Settings) -> Outcome:
+def written_as_ops(settings: Settings, name: str, size: None) -> Findings:
     """The programs of figure 7 and their derivatives; the figure itself is a listing."""
+    del settings, size
     return _listing(
-        settings,
-        name="maxpool-fig7",
-        title="The programs max1, max2 and zero (Boustany 2024, figure 7)",
+        name,
         first=max_by_loop,
         second=max_by_op,
         difference=zero,
@@ -84,12 +81,11 @@ def fig7(settings: Settings) -> Outcome:
     )
 
 
-def fig9_programs(settings: Settings) -> Outcome:
+def written_through_relu(settings: Settings, name: str, size: None) -> Findings:
     """The programs of figure 9 and their derivatives; the figure itself is a listing."""
+    del settings, size
     return _listing(
-        settings,
-        name="maxpool-fig9",
-        title="The programs max1, max2 and zero2 through ReLU (Boustany 2024, figure 9)",
+        name,
         first=max_by_relu,
         second=lambda x: max_by_relu(x, s=1.0),
         difference=zero2,
@@ -98,15 +94,13 @@ def fig9_programs(settings: Settings) -> Outcome:
 
 
 def _listing(
-    settings: Settings,
-    *,
     name: str,
-    title: str,
+    *,
     first: Callable[[Tensor], Tensor],
     second: Callable[[Tensor], Tensor],
     difference: Program,
     what: str,
-) -> Outcome:
+) -> Findings:
     programs: dict[str, Program] = {
         "max1": lambda t, x: first(t * x),
         "max2": lambda t, x: second(t * x),
@@ -130,34 +124,27 @@ def _listing(
             x_label="t",
             y_label="derivative",
         )
-    return Outcome(
-        name=name,
-        title=title,
+    return Findings(
         tables=(Table("Computed derivative, float32", ("program", "x", *_times()), tuple(rows)),),
         plots=tuple(curves.values()),
         notes=(f"The published figure is a listing; here are its programs' derivatives: {what}.",),
-        circumstances=circumstances(_here(settings)),
     )
 
 
-def _outcome(
-    settings: Settings,
-    *,
+def _zero(
     name: str,
-    title: str,
+    *,
     program: Program,
     published: float,
     tables: tuple[Table, ...],
     notes: tuple[str, ...],
-) -> Outcome:
+) -> Findings:
     main = tuple(
         Table(f"computed derivative, {dtype}", _columns(), _rows(program, dtype))
         for dtype in FORMATS
     )
     largest = {dtype: _residue(program, dtype) for dtype in FORMATS}
-    return Outcome(
-        name=name,
-        title=title,
+    return Findings(
         tables=(*main, *tables),
         plots=(_residues_plot(name, largest),),
         facts={
@@ -166,7 +153,6 @@ def _outcome(
             "published": {"residue_at_1.4": 1e-7, "error_at_0": published},
         },
         notes=notes,
-        circumstances=circumstances(_here(settings)),
     )
 
 
@@ -211,11 +197,6 @@ def _example_a5() -> Table:
     return Table(
         "A point of the bifurcation zone (appendix A.5)", ("max-pool", *places), tuple(rows)
     )
-
-
-def _here(settings: Settings) -> Settings:
-    """The settings as they are used: a few scalars, on the CPU whatever the device is."""
-    return replace(settings, device="cpu")
 
 
 def _columns() -> tuple[str, ...]:

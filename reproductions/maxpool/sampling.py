@@ -4,6 +4,7 @@ Names of state files end in `.jsonl` and stand beside the results.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,29 @@ from numgeom.nonsmooth.ledger import Ledger
 from numgeom.nonsmooth.sharing import Share
 from reproductions.maxpool.problems import FORMATS, POOL_PAIR, Problem, cross_entropy
 from reproductions.outcome import Settings
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is sampled of one network: initialisations, and mini-batches for each.
+
+    Attributes:
+        network: A network of `problems`.
+        data: Its published data set.
+        width: Channels of the first stage; None: as published.
+        points: Initialisations.
+        batches: Mini-batches; None: all of the training data.
+        batch_size: Samples in one.
+        batches16: Mini-batches in float16, which is slow on a CPU; None: `batches`.
+    """
+
+    network: str
+    data: str
+    width: int | None
+    points: int
+    batches: int | None
+    batch_size: int
+    batches16: int | None = None
 
 
 def state_file(settings: Settings, name: str) -> Path | None:

@@ -1,11 +1,10 @@
-"""numgeom reproduce maxpool-table4: from which size on is a variation more than rounding?
+"""Table 4: from which size on is a variation more than rounding?
 
 tau1 (Boustany 2024, eq. 13) is the largest variation between two runs of one program, tau2 (eq. 14)
 the smallest positive one between ReLU'(0) = 0 and 1; both for each network, data set and format.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,16 +13,16 @@ from torch import nn
 
 from numgeom.examples.data import DataError
 from numgeom.nonsmooth import Threshold, tau1, tau1_emulated, tau2
+from reproductions.maxpool.figure import Findings
 from reproductions.maxpool.plots import dot_plot
 from reproductions.maxpool.problems import (
     FORMATS,
     Problem,
     cross_entropy,
     problem,
-    standing,
 )
-from reproductions.maxpool.sampling import collect
-from reproductions.outcome import Cell, Outcome, Settings, Table, circumstances
+from reproductions.maxpool.sampling import Sample, collect
+from reproductions.outcome import Cell, Settings, Table
 
 _FORMATS = ("float16", "float32", "float64")
 # Boustany (2024), table 4: (tau1, tau2) in 16, 32 and 64 bits.
@@ -43,41 +42,22 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Size:
-    """How many initialisations, mini-batches (None: all), samples in one; channels.
-
-    A pair is an initialisation with a mini-batch.
-    """
-
-    points: int
-    batches: int | None
-    batch_size: int
-    width: int | None
-
-
-def table4(
-    settings: Settings,
-    *,
-    size: Size | None = None,
-    networks: tuple[tuple[str, str], ...] | None = None,
-) -> Outcome:
+def thresholds(settings: Settings, name: str, size: tuple[Sample, ...]) -> Findings:
     """Both thresholds for each network.
 
     Args:
         settings: With a data folder, networks whose data are not in it are left out and named.
-        size: How much is measured on each network.
-        networks: Keys of `PUBLISHED`; None for all.
+        name: Of the table.
+        size: What is measured of each network.
     """
     emulated = settings.device == "cpu" or torch.are_deterministic_algorithms_enabled()
     rows: list[tuple[Cell, ...]] = []
     problems: list[Problem] = []
     absent: list[str] = []
-    for network, data in networks or tuple(PUBLISHED):
-        of = size or _size(settings, network)
-        width = None if network == "LeNet-5" else of.width
+    for of in size:
+        network, data = of.network, of.data
         try:
-            each = problem(network, data, settings, width=width)
+            each = problem(network, data, settings, width=of.width)
         except DataError as error:
             absent.append(f"{network} on {data} is left out: {error}")
             continue
@@ -86,7 +66,7 @@ def table4(
             continue
         problems.append(each)
         for index, dtype in enumerate(_FORMATS):
-            first, second = _thresholds(settings, each, of, dtype, emulated=emulated)
+            first, second = _both(settings, name, each, of, dtype, emulated=emulated)
             published = PUBLISHED[network, data]
             rows.append(
                 (
@@ -114,31 +94,22 @@ def table4(
             "EMULATION: this device repeats its sums, so tau1 compares runs with permuted samples. "
             "The paper ran twice on a GPU with nondeterministic kernels.",
         )
-    return Outcome(
-        name="maxpool-table4",
-        title="Thresholds on the backprop variation (Boustany 2024, table 4)",
+    return Findings(
         tables=(Table("Thresholds [1-norm, mean loss]", _COLUMNS, tuple(rows)),),
         plots=tuple(
             dot_plot(
-                f"maxpool-table4-{name}",
-                f"{name}, measured and published; an undefined or zero one is left out",
+                f"{name}-{tau}",
+                f"{tau}, measured and published; an undefined or zero one is left out",
                 _groups(rows, 2 + 2 * index),
                 x_label="network",
-                y_label=f"{name} [1-norm, mean loss]",
+                y_label=f"{tau} [1-norm, mean loss]",
             )
-            for index, name in enumerate(("tau1", "tau2"))
+            for index, tau in enumerate(("tau1", "tau2"))
         ),
         facts={"tau1_emulated": emulated},
-        notes=(*notes, *absent, *standing(settings, *problems)),
-        data=tuple({each.dataset.stamp: None for each in problems}),
-        circumstances=circumstances(settings),
+        notes=(*notes, *absent),
+        problems=tuple(problems),
     )
-
-
-def _size(settings: Settings, network: str) -> Size:
-    if not settings.is_small:
-        return Size(1000, None, 128, None)
-    return Size(4, 6, 128, None) if network == "LeNet-5" else Size(2, 3, 32, 4)
 
 
 def _groups(rows: list[tuple[Cell, ...]], column: int) -> dict[str, dict[str, float | None]]:
@@ -152,8 +123,8 @@ def _groups(rows: list[tuple[Cell, ...]], column: int) -> dict[str, dict[str, fl
     return groups
 
 
-def _thresholds(
-    settings: Settings, each: Problem, size: Size, dtype: str, *, emulated: bool
+def _both(
+    settings: Settings, name: str, each: Problem, size: Sample, dtype: str, *, emulated: bool
 ) -> tuple[Threshold, Threshold]:
     """tau1 and tau2 over all points, from those of each point."""
     batches = each.batches(
@@ -173,7 +144,7 @@ def _thresholds(
 
     rows = collect(
         settings,
-        f"maxpool-table4-{each.network}-{each.data}-{dtype}",
+        f"{name}-{each.network}-{each.data}-{dtype}",
         points=size.points,
         task={
             "network": each.label,

@@ -1,4 +1,4 @@
-"""numgeom reproduce maxpool-fig8: where does a max-pool meet equal values on an image?
+"""Figure 8: where does a max-pool meet equal values on an image?
 
 One digit through the first convolution and ReLU of LeNet-5: the cells that attain the maximum of
 their 2x2 window together with another one are marked (Boustany 2024, figure 8).
@@ -10,30 +10,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reproductions.maxpool.problems import problem, standing
+from reproductions.maxpool.figure import Findings
+from reproductions.maxpool.problems import problem
 from reproductions.outcome import (
     Cell,
-    Outcome,
     Plot,
     Settings,
     Table,
-    circumstances,
 )
 from reproductions.plots import draw
 
 _SIDE = 2  # of the pool windows
 
 
-def fig8(settings: Settings, *, image: int = 0) -> Outcome:
+def tied_windows(settings: Settings, name: str, size: int) -> Findings:
     """Map the ties of one image, and count those of all channels.
 
     Args:
         settings: The seed decides the convolution's weights.
-        image: Which image of the training data.
+        name: Of the figure.
+        size: Which image of the training data, counted from one.
     """
     lenet = problem("LeNet-5", "MNIST", settings)
     model = lenet.model(0, seed=settings.seed, device=settings.device)
-    shown = lenet.dataset.train[0][image : image + 1].to(settings.device)
+    shown = lenet.dataset.train[0][size - 1 : size].to(settings.device)
     features: Any = model.features
     with torch.no_grad():
         activations = torch.relu(features[0](shown))[0].cpu()
@@ -58,19 +58,15 @@ def fig8(settings: Settings, *, image: int = 0) -> Outcome:
         ("channel", "windows", "tied above zero", "tied at zero"),
         tuple(rows),
     )
-    return Outcome(
-        name="maxpool-fig8",
-        title="Ties of a max-pool on one image (Boustany 2024, figure 8)",
+    return Findings(
         tables=(table,),
-        plots=(_map(activations[channel], tied[channel]),),
-        facts={"image": image, "channel": channel, "network": lenet.label},
+        plots=(_map(name, activations[channel], tied[channel]),),
+        facts={"image": size - 1, "channel": channel, "network": lenet.label},
         notes=(
             "Ties at zero follow a ReLU that is off everywhere in the window: no gradient passes "
             "them, whatever the pool chooses.",
-            *standing(settings, lenet),
         ),
-        data=(lenet.dataset.stamp,),
-        circumstances=circumstances(settings),
+        problems=(lenet,),
     )
 
 
@@ -94,7 +90,7 @@ def _windows_with(cells: Tensor) -> int:
     return int(F.max_pool2d(cells[None].to(torch.float32), _SIDE).sum())
 
 
-def _map(values: Tensor, tied: Tensor) -> Plot:
+def _map(name: str, values: Tensor, tied: Tensor) -> Plot:
     def paint(axes: Any) -> None:
         height, width = values.shape
         axes.imshow(values.numpy(), cmap="gray_r", extent=(0, width, height, 0))
@@ -106,7 +102,7 @@ def _map(values: Tensor, tied: Tensor) -> Plot:
         axes.grid(linewidth=0.5)
         axes.set(title="Tied cells (red) in the 2x2 windows of a max-pool")
 
-    return draw("maxpool-fig8", paint, size=(6, 6))
+    return draw(name, paint, size=(6, 6))
 
 
 def _square(x: int, y: int) -> Any:

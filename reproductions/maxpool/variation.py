@@ -1,4 +1,4 @@
-"""numgeom reproduce maxpool-fig1, -fig2, -fig3, -fig9, -fig10: how large are backprop variations?
+"""Figures 1, 2, 3, 9 and 10: how large are backprop variations?
 
 Histograms of D (Boustany 2024, eq. 12) on LeNet-5: native against minimal max-pooling, one program
 against itself, ReLU'(0) = 0 against 1, the maximum written through ReLU, and pooling by a norm.
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from numgeom.nonsmooth import backprop, compare_gradients
+from reproductions.maxpool.figure import Findings
 from reproductions.maxpool.plots import variation_histogram, variation_table
 from reproductions.maxpool.pool_arms import exchange_pools
 from reproductions.maxpool.problems import (
@@ -21,12 +22,11 @@ from reproductions.maxpool.problems import (
     Problem,
     cross_entropy,
     problem,
-    standing,
 )
-from reproductions.maxpool.programs import fig9_programs
+from reproductions.maxpool.programs import written_through_relu
 from reproductions.maxpool.sampling import collect, volume
 from reproductions.maxpool.small_programs import AtZero, NormPool2d, ReLUMaxPool2d
-from reproductions.outcome import Cell, Outcome, Settings, Table, circumstances
+from reproductions.outcome import Cell, Settings, Table
 
 Make = Callable[[nn.MaxPool2d], nn.Module]
 
@@ -40,19 +40,15 @@ class Size:
     batch_size: int = 128
 
 
-_PAPER = Size(1000, None)
-
-
-def fig1(settings: Settings, *, size: Size | None = None) -> Outcome:
+def native_against_minimal(settings: Settings, name: str, size: Size) -> Findings:
     """D of one program against its copy, and of native against minimal max-pooling, in float32.
 
     Native against minimal from two kinds of initial values: torch's own, as in the program
     published for this figure, and Kaiming's, as in the one for table 2.
     """
-    size = size or (Size(20, 7) if settings.is_small else _PAPER)
     lenet = problem("LeNet-5", "MNIST", settings)
     copies = volume(
-        settings, "maxpool-fig1-copy", lenet, dtype="float32", points=size.points,
+        settings, f"{name}-copy", lenet, dtype="float32", points=size.points,
         batches=size.batches, batch_size=size.batch_size, kaiming=False,
         selections=(NATIVE, NATIVE),
     )  # fmt: skip
@@ -61,7 +57,7 @@ def fig1(settings: Settings, *, size: Size | None = None) -> Outcome:
     replays: list[tuple[Cell, ...]] = []
     for kaiming, label in ((False, "torch's initial values"), (True, "Kaiming's")):
         found = volume(
-            settings, f"maxpool-fig1{'-kaiming' if kaiming else ''}", lenet, dtype="float32",
+            settings, f"{name}{'-kaiming' if kaiming else ''}", lenet, dtype="float32",
             points=size.points, batches=size.batches, batch_size=size.batch_size,
             kaiming=kaiming, zones=True,
         )  # fmt: skip
@@ -81,10 +77,8 @@ def fig1(settings: Settings, *, size: Size | None = None) -> Outcome:
         zone: [again for z, _, again in pairs if z == zone]
         for zone in ("compensation", "bifurcation")
     }
-    outcome = _outcome(
-        settings,
-        "maxpool-fig1",
-        "Backprop variation of LeNet-5 in float32 (Boustany 2024, figure 1)",
+    result = _findings(
+        name,
         groups,
         lenet,
         size,
@@ -101,7 +95,7 @@ def fig1(settings: Settings, *, size: Size | None = None) -> Outcome:
     )
     columns = ("pair", "variations", "smallest", "largest")
     table = Table("D with the backward pass replayed in float64", columns, tuple(replays))
-    return replace(outcome, tables=(*outcome.tables, table))
+    return replace(result, tables=(*result.tables, table))
 
 
 def _gap(of_zone: Mapping[str, list[float]]) -> float | None:
@@ -110,16 +104,15 @@ def _gap(of_zone: Mapping[str, list[float]]) -> float | None:
     return math.log10(min(high) / max(low)) if low and high and max(low) > 0 else None
 
 
-def fig2(settings: Settings, *, size: Size | None = None) -> Outcome:
+def run_twice(settings: Settings, name: str, size: Size) -> Findings:
     """D of one program against itself where sums have no fixed order, by format."""
-    size = size or (Size(5, 5) if settings.is_small else _PAPER)
     lenet = problem("LeNet-5", "MNIST", settings)
     emulated = settings.device == "cpu" or torch.are_deterministic_algorithms_enabled()
     groups = {}
     for dtype in ("float16", "float32", "float64"):
         rows = collect(
             settings,
-            f"maxpool-fig2-{dtype}",
+            f"{name}-{dtype}",
             points=size.points,
             task=_task(lenet, size) | {"dtype": dtype, "emulated": emulated},
             measure=lambda number, dtype=dtype: _twice(
@@ -134,10 +127,8 @@ def fig2(settings: Settings, *, size: Size | None = None) -> Outcome:
         if emulated
         else "Two runs on this device, with nondeterministic kernels allowed."
     )
-    return _outcome(
-        settings,
-        "maxpool-fig2",
-        "Backprop variation between two runs of one program (Boustany 2024, figure 2)",
+    return _findings(
+        name,
         groups,
         lenet,
         size,
@@ -146,22 +137,19 @@ def fig2(settings: Settings, *, size: Size | None = None) -> Outcome:
     )
 
 
-def fig3(settings: Settings, *, size: Size | None = None) -> Outcome:
+def relu_at_zero(settings: Settings, name: str, size: Size) -> Findings:
     """D of ReLU'(0) = 0 against 1, by format."""
-    size = size or (Size(4, 4) if settings.is_small else _PAPER)
     lenet = problem("LeNet-5", "MNIST", settings)
     groups = {}
     for dtype in FORMATS:
         found = volume(
-            settings, "maxpool-fig3", lenet, dtype=dtype, points=size.points,
+            settings, name, lenet, dtype=dtype, points=size.points,
             batches=size.batches, batch_size=size.batch_size, kaiming=False,
             selections=RELU_PAIR,
         )  # fmt: skip
         groups[dtype] = found.variations.flatten().tolist()
-    return _outcome(
-        settings,
-        "maxpool-fig3",
-        "Backprop variation of ReLU'(0) = 0 against 1 (Boustany 2024, figure 3)",
+    return _findings(
+        name,
         groups,
         lenet,
         size,
@@ -171,43 +159,31 @@ def fig3(settings: Settings, *, size: Size | None = None) -> Outcome:
     )
 
 
-def fig9(settings: Settings, *, size: Size | None = None) -> Outcome:
+def max_through_relu(settings: Settings, name: str, size: Size) -> Findings:
     """The programs of figure 9, and D on LeNet-5 with its max-pools written through ReLU."""
-    size = size or (Size(3, 3) if settings.is_small else _PAPER)
     lenet = problem("LeNet-5", "MNIST", settings)
     pair: tuple[Make, Make] = (lambda _: ReLUMaxPool2d(s=0.0), lambda _: ReLUMaxPool2d(s=1.0))
     groups = {
-        dtype: _exchanged(settings, "maxpool-fig9", lenet, pair, dtype=dtype, size=size)
-        for dtype in FORMATS
+        dtype: _exchanged(settings, name, lenet, pair, dtype=dtype, size=size) for dtype in FORMATS
     }
-    programs = fig9_programs(settings)
-    found = _outcome(
-        settings,
-        "maxpool-fig9",
-        "LeNet-5, max-pools through ReLU: ReLU'(0) = 0 against 1 in the first ReLU",
-        groups,
-        lenet,
-        size,
-    )
+    programs = written_through_relu(settings, name, None)
+    found = _findings(name, groups, lenet, size)
     return replace(
-        programs,
+        found,
         tables=(*programs.tables, *found.tables),
-        plots=(*programs.plots, *(replace(p, name="maxpool-fig9-lenet") for p in found.plots)),
-        notes=(*programs.notes, *found.notes),
-        data=found.data,
-        circumstances=found.circumstances,
+        plots=(*programs.plots, *(replace(p, name=f"{name}-lenet") for p in found.plots)),
+        notes=programs.notes,
     )
 
 
-def fig10(settings: Settings, *, size: Size | None = None) -> Outcome:
+def norm_pools(settings: Settings, name: str, size: Size) -> Findings:
     """D of two derivatives of the Euclidean norm at zero, on LeNet-5 with norm pooling."""
-    size = size or (Size(5, 5) if settings.is_small else _PAPER)
     lenet = problem("LeNet-5", "MNIST", settings)
     groups: dict[str, list[float]] = {}
     for kind, label, dtype, at_zero, accumulate in _NORM_PAIRS:
         groups[label] = _exchanged(
             settings,
-            f"maxpool-fig10-{kind}",
+            f"{name}-{kind}",
             lenet,
             (_norm_pool(AtZero.MINIMAL, accumulate), _norm_pool(at_zero, accumulate)),
             dtype=dtype,
@@ -223,10 +199,8 @@ def fig10(settings: Settings, *, size: Size | None = None) -> Outcome:
             "In float16 the variation comes from windows whose small squares round to zero, not "
             "from the corner: with squares in float32 it is gone."
         )
-    return _outcome(
-        settings,
-        "maxpool-fig10",
-        "Backprop variation of two norm pools (Boustany 2024, figure 10)",
+    return _findings(
+        name,
         groups,
         lenet,
         size,
@@ -329,25 +303,21 @@ def _task(lenet: Problem, size: Size) -> dict[str, object]:
     }
 
 
-def _outcome(
-    settings: Settings,
+def _findings(
     name: str,
-    title: str,
     groups: Mapping[str, list[float]],
     lenet: Problem,
     size: Size,
     *,
     facts: Mapping[str, object] | None = None,
     notes: tuple[str, ...] = (),
-) -> Outcome:
-    return Outcome(
-        name=name,
-        title=title,
-        tables=(variation_table("Backprop variation D [1-norm, mean loss]", groups),),
-        plots=(variation_histogram(name, title, groups),),
+) -> Findings:
+    title = "Backprop variation D [1-norm, mean loss]"
+    return Findings(
+        tables=(variation_table(title, groups),),
+        plots=(variation_histogram(name, f"{title}, {lenet.label}", groups),),
         facts={"network": lenet.label, "points": size.points, "batch_size": size.batch_size}
         | dict(facts or {}),
-        notes=(*notes, *standing(settings, lenet)),
-        data=(lenet.dataset.stamp,),
-        circumstances=circumstances(settings),
+        notes=notes,
+        problems=(lenet,),
     )

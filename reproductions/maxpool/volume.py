@@ -1,4 +1,4 @@
-"""numgeom reproduce maxpool-table2, -fig4: how often do initialisations meet the bifurcation zone?
+"""Table 2 and figure 4: how often do initialisations meet the bifurcation zone?
 
 Two measures stand side by side: the zone by float64 replays, which needs no threshold, and the
 paper's criterion 1, D > tau. The share of parameter points is equation 18 with Clopper and
@@ -10,22 +10,20 @@ from dataclasses import dataclass
 import torch
 
 from numgeom.nonsmooth import Volume, tau1, tau1_emulated, tau2
+from reproductions.maxpool.figure import Findings
 from reproductions.maxpool.plots import bar_plot
 from reproductions.maxpool.problems import (
     FORMATS,
     Problem,
     cross_entropy,
     problem,
-    standing,
 )
-from reproductions.maxpool.sampling import volume
+from reproductions.maxpool.sampling import Sample, volume
 from reproductions.outcome import (
     Cell,
-    Outcome,
     Plot,
     Settings,
     Table,
-    circumstances,
 )
 from reproductions.plots import Series, line_plot
 
@@ -42,42 +40,12 @@ PUBLISHED = {"float16": (1.0, 1.0), "float32": (1.0, 0.4667), "float64": (0.0, 0
 _TAU_POINTS = 2  # initialisations that a threshold is taken from, at the small scale
 
 
-@dataclass(frozen=True)
-class Case:
-    """One network of table 2 and its size of sample.
-
-    Attributes:
-        network: A network of `problems`.
-        data: Its published data set.
-        width: Channels of the first stage; None: as published.
-        points: Initialisations.
-        batches: Mini-batches; None: all of the training data.
-        batch_size: Samples in one.
-        batches16: Mini-batches in float16, which is slow on a CPU; None: `batches`.
-    """
-
-    network: str
-    data: str
-    width: int | None
-    points: int
-    batches: int | None
-    batch_size: int
-    batches16: int | None = None
-
-
-_SMALL = (
-    Case("LeNet-5", "MNIST", None, points=16, batches=11, batch_size=128, batches16=3),
-    Case("VGG-11", "CIFAR10", 4, points=16, batches=11, batch_size=32, batches16=3),
-)
-_PAPER = (Case("VGG-11", "CIFAR10", None, points=1000, batches=None, batch_size=128),)
-
-
-def table2(settings: Settings, *, cases: tuple[Case, ...] | None = None) -> Outcome:
+def zone_volume(settings: Settings, name: str, size: tuple[Sample, ...]) -> Findings:
     """The volume of the bifurcation zone by format."""
-    chosen = cases or (_SMALL if settings.is_small else _PAPER)
-    if settings.data is not None:
+    chosen = size
+    if settings.data is not None and len(size) > 1:
         # One folder need not hold every data set: the paper's table is on one.
-        chosen = cases or tuple(case for case in chosen if case.network == "VGG-11")
+        chosen = tuple(case for case in size if case.network == "VGG-11")
     zone_rows: list[tuple[Cell, ...]] = []
     tau_rows: list[tuple[Cell, ...]] = []
     plots: list[Plot] = []
@@ -88,7 +56,7 @@ def table2(settings: Settings, *, cases: tuple[Case, ...] | None = None) -> Outc
         curves: list[Series] = []
         for dtype in PUBLISHED:
             found = volume(
-                settings, f"maxpool-table2-{each.network}", each, dtype=dtype,
+                settings, f"{name}-{each.network}", each, dtype=dtype,
                 points=case.points, batches=_batches(case, dtype), batch_size=case.batch_size,
                 zones=True,
             )  # fmt: skip
@@ -99,7 +67,7 @@ def table2(settings: Settings, *, cases: tuple[Case, ...] | None = None) -> Outc
             curves.append(Series(dtype, [c[0] for c in curve], [c[2] for c in curve]))
         plots.append(
             line_plot(
-                f"maxpool-table2-{each.network.lower()}",
+                f"{name}-{each.network.lower()}",
                 f"{each.label}: pairs with D > tau (equation 19)",
                 curves,
                 x_label="tau",
@@ -107,9 +75,7 @@ def table2(settings: Settings, *, cases: tuple[Case, ...] | None = None) -> Outc
                 x_scale="log",
             )
         )
-    return Outcome(
-        name="maxpool-table2",
-        title="Volume of the bifurcation zone by format (Boustany 2024, table 2)",
+    return Findings(
         tables=(
             Table("Bifurcation zone by float64 replays", _ZONE_COLUMNS, tuple(zone_rows)),
             Table("The paper's criterion, native - minimal D > tau", _TAU_COLUMNS, tuple(tau_rows)),
@@ -125,14 +91,12 @@ def table2(settings: Settings, *, cases: tuple[Case, ...] | None = None) -> Outc
             "tau: tau2 in float16, tau1 in float32 and float64, as in the paper. On a device that "
             "repeats its sums tau1 is emulated by permuted samples. No tau: an undefined "
             "threshold, ReLU'(0) made no difference.",
-            *standing(settings, *problems),
         ),
-        data=tuple({each.dataset.stamp: None for each in problems}),
-        circumstances=circumstances(settings),
+        problems=tuple(problems),
     )
 
 
-def _batches(case: Case, dtype: str) -> int | None:
+def _batches(case: Sample, dtype: str) -> int | None:
     narrow = FORMATS[dtype].itemsize == 2 and case.batches16 is not None
     return case.batches16 if narrow else case.batches
 
@@ -162,7 +126,7 @@ def _tau_shares(found: Volume, tau: float | None) -> tuple[Cell, ...]:
 
 
 def _threshold(
-    settings: Settings, each: Problem, case: Case, dtype: str
+    settings: Settings, each: Problem, case: Sample, dtype: str
 ) -> tuple[float | None, str]:
     """The paper's threshold of a format: tau2 in 16 bits, tau1 in 32 and 64."""
     points = min(case.points, _TAU_POINTS) if settings.is_small else case.points
@@ -196,7 +160,7 @@ PUBLISHED_TAUS = {"float16": 1e-1, "float32": 1e-8, "float64": 1e-14}
 
 
 @dataclass(frozen=True)
-class Size:
+class Panels:
     """How large figure 4 is.
 
     Attributes:
@@ -216,10 +180,8 @@ class Size:
     dtypes: tuple[str, ...] = ("float16", "float32", "float64")
 
 
-def fig4(settings: Settings, *, size: Size | None = None) -> Outcome:
+def shares_by_panel(settings: Settings, name: str, size: Panels) -> Findings:
     """The share of pairs above tau by depth, by size of the mini-batch, and by batch norm."""
-    small = Size(4, 6, 128, (16, 8, 32))
-    size = size or (small if settings.is_small else Size(None, 1000, None, (128, 64, 256, 512)))
     one = size.batch_sizes[0]
     panels: dict[str, list[tuple[str, int, int, bool]]] = {
         "depth": [(f"VGG-{depth}", depth, one, False) for depth in size.depths],
@@ -235,7 +197,7 @@ def fig4(settings: Settings, *, size: Size | None = None) -> Outcome:
     taus = PUBLISHED_TAUS
     if reference.stand_in or reference.width is not None:
         key = (11, one, False, "float32")
-        known[key] = _panel(settings, reference, key, size)
+        known[key] = _panel(settings, name, reference, key, size)
         taus = dict.fromkeys(size.dtypes, float(known[key].variations.median()))
     rows: list[tuple[Cell, ...]] = []
     plots: list[Plot] = []
@@ -246,7 +208,7 @@ def fig4(settings: Settings, *, size: Size | None = None) -> Outcome:
             for place, depth, batch_size, batch_norm in places:
                 key = (depth, batch_size, batch_norm, dtype)
                 if key not in known:
-                    known[key] = _panel(settings, problems[depth], key, size)
+                    known[key] = _panel(settings, name, problems[depth], key, size)
                 found = known[key]
                 tau = taus[dtype]
                 share = found.share_of_pairs(tau)
@@ -258,7 +220,7 @@ def fig4(settings: Settings, *, size: Size | None = None) -> Outcome:
                 )  # fmt: skip
         plots.append(
             bar_plot(
-                f"maxpool-fig4-{panel.replace(' ', '-')}",
+                f"{name}-{panel.replace(' ', '-')}",
                 f"Pairs with D > tau, by {panel}",
                 bars,
                 x_label=panel,
@@ -269,9 +231,7 @@ def fig4(settings: Settings, *, size: Size | None = None) -> Outcome:
         "panel", "network or size", "format", "initial values", "mini-batches", "tau",
         "pairs, D > tau", "margin", "median D",
     )  # fmt: skip
-    return Outcome(
-        name="maxpool-fig4",
-        title="Affected mini-batches by network and mini-batch (Boustany 2024, figure 4)",
+    return Findings(
         tables=(Table("Equation 19 on VGG networks", columns, tuple(rows)),),
         plots=tuple(plots),
         notes=(
@@ -281,20 +241,18 @@ def fig4(settings: Settings, *, size: Size | None = None) -> Outcome:
             "share is one half by construction (published: 46.67 %). The published thresholds do "
             "not carry over to other data or widths.",
             "Every share depends on tau: the median of D stands beside it.",
-            *standing(settings, *problems.values()),
         ),
-        data=tuple({each.dataset.stamp: None for each in problems.values()}),
-        circumstances=circumstances(settings),
+        problems=tuple(problems.values()),
     )
 
 
 def _panel(
-    settings: Settings, each: Problem, key: tuple[int, int, bool, str], size: Size
+    settings: Settings, name: str, each: Problem, key: tuple[int, int, bool, str], size: Panels
 ) -> Volume:
     depth, batch_size, batch_norm, dtype = key
     return volume(
         settings,
-        f"maxpool-fig4-vgg{depth}-b{batch_size}{'-bn' if batch_norm else ''}",
+        f"{name}-vgg{depth}-b{batch_size}{'-bn' if batch_norm else ''}",
         each,
         dtype=dtype,
         points=size.points,

@@ -2,8 +2,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from numgeom.cli import app
-from reproductions import catalogue
 from reproductions.catalogue import REPRODUCTIONS
-from reproductions.maxpool import training as training_figures
+from reproductions.maxpool.figures import FIGURES
 from reproductions.maxpool.pool_arms import ARMS
-from reproductions.maxpool.training import Study, fig5, fig11, fig12, fig13, training
+from reproductions.maxpool.problems import problem
+from reproductions.maxpool.training import BETAS
 from reproductions.maxpool.training_study import Training, run_study
-from reproductions.outcome import Outcome, Settings
+from reproductions.outcome import Settings
 from tests.reproductions import shared_work
 from tests.reproductions.image_files import write_mnist
 
@@ -30,10 +28,9 @@ def test_every_table_and_figure_of_the_max_pooling_study_is_listed() -> None:
     assert names <= set(REPRODUCTIONS)
 
 
-@pytest.mark.parametrize("entry", catalogue._ENTRIES, ids=lambda entry: entry[0])
-def test_every_entry_names_a_function(entry: tuple[str, str, str, str]) -> None:
-    _, _, module, function = entry
-    assert callable(getattr(import_module(f"reproductions.{module}"), function))
+def test_small_and_published_sizes_are_of_one_kind() -> None:
+    for row in FIGURES.values():
+        assert type(row.small) is type(row.paper)
 
 
 @pytest.mark.parametrize("name", ["maxpool-table1", "maxpool-table3", "maxpool-fig8"])
@@ -85,53 +82,33 @@ def test_processes_of_torchrun_share_the_work_and_one_prints(tmp_path: Path) -> 
         assert sorted(parts[0] + parts[1]) == [0, 1, 2]
 
 
-def planned(monkeypatch: pytest.MonkeyPatch, figure: Any, settings: Settings) -> dict[str, Any]:
-    """What a figure would train."""
-    seen: dict[str, Any] = {}
-
-    def keep(
-        settings: Settings, name: str, title: str, what: tuple[str, str], study: Study
-    ) -> None:
-        del title
-        seen.update(settings=settings, name=name, what=what, study=study)
-
-    monkeypatch.setattr(training_figures, "training_figure", keep)
-    figure(settings)
-    return seen
+LEARNING = [f"maxpool-fig{n}" for n in (5, 11, 12, 13)]
 
 
-@pytest.mark.parametrize("figure", [fig5, fig11, fig12, fig13])
-def test_networks_of_the_small_scale_learn(
-    figure: Callable[[Settings], Outcome], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", LEARNING)
+def test_networks_of_the_small_scale_learn(name: str) -> None:
     """Else no beta could do harm: at beta = 0 in float32, without batch norm."""
-    settings = Settings()
-    plan = planned(monkeypatch, figure, settings)
-    study = plan["study"]
-    trial = next(t for t in study.trials if t.beta == 0 and t.dtype == "float32")
+    grid = FIGURES[name].small
+    trial = next(t for t in grid.trials(0) if t.beta == 0 and t.dtype == "float32")
     assert not trial.batch_norm
-    each = training_figures.problem(*plan["what"], settings, width=study.width)
-    run = Training(each, study.recipe, trial)
-    for _ in range(study.recipe.epochs):
+    each = problem(grid.network, grid.data, Settings(), width=grid.width)
+    run = Training(each, grid.recipe, trial)
+    for _ in range(grid.epochs):
         run.epoch()
     assert run.accuracy() > 0.8
 
 
-@pytest.mark.parametrize("figure", [fig5, fig11, fig12, fig13])
-def test_the_published_scale_has_six_betas_and_ten_seeds(
-    figure: Callable[[Settings], Outcome], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = planned(monkeypatch, figure, Settings(scale="paper"))["study"]
-    assert study.recipe.batch_size == 128
-    assert study.recipe.learning_rate is None
-    assert {trial.beta for trial in study.trials} == set(training_figures.BETAS)
-    assert {trial.seed for trial in study.trials} == set(range(10))
+@pytest.mark.parametrize("name", LEARNING)
+def test_the_published_scale_has_six_betas_and_ten_seeds(name: str) -> None:
+    paper = FIGURES[name].paper
+    assert paper.recipe.batch_size == 128
+    assert paper.recipe.learning_rate is None
+    assert {trial.beta for trial in paper.trials(0)} == set(BETAS)
+    assert {trial.seed for trial in paper.trials(0)} == set(range(10))
 
 
 @pytest.mark.parametrize("scale", ["small", "paper"])
-def test_the_grid_has_every_format_optimizer_arm_and_norm(
-    scale: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trials = planned(monkeypatch, training, Settings(scale=scale))["study"].trials
+def test_the_grid_has_every_format_optimizer_arm_and_norm(scale: Any) -> None:
+    trials = FIGURES["maxpool-training"].size(Settings(scale=scale)).trials(0)
     found = {(t.dtype, t.optimizer, t.arm, t.batch_norm) for t in trials if t.beta > 0}
     assert len(found) == 4 * 2 * len(ARMS) * 2

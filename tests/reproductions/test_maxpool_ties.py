@@ -1,6 +1,8 @@
 import torch
 
-from reproductions.maxpool.ties import fig8, tied_cells
+from reproductions.maxpool.figure import reproduce
+from reproductions.maxpool.figures import FIGURES
+from reproductions.maxpool.ties import tied_cells
 from reproductions.outcome import Settings
 
 
@@ -15,7 +17,7 @@ def test_marked_cells_share_the_maximum_of_their_window() -> None:
 
 
 def test_the_counts_agree_with_a_loop_over_windows() -> None:
-    outcome = fig8(Settings(), image=1)
+    outcome = reproduce(FIGURES["maxpool-fig8"], Settings(), size=2)
     images = torch.randint(0, 3, (2, 6, 8)).float()
     tied = tied_cells(images)
     for c in range(2):

@@ -1,32 +1,28 @@
-from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from reproductions.maxpool.networks import densenet121, svhn, vgg13, vgg16, vgg19
-from reproductions.maxpool.training import (
-    Study,
-    fig5,
-    fig11,
-    fig12,
-    fig13,
-    training,
-)
-from reproductions.maxpool.training_study import OptimizerName, Recipe, grid
-from reproductions.outcome import Outcome, Settings
+from reproductions.maxpool.figure import reproduce
+from reproductions.maxpool.figures import FIGURES
+from reproductions.maxpool.training import Grid
+from reproductions.outcome import Settings
 
-TINY = Recipe(epochs=1, batch_size=16, train_size=32)
+TRAININGS = {name: row for name, row in FIGURES.items() if isinstance(row.small, Grid)}
 
 
-@pytest.mark.parametrize(
-    "figure",
-    [fig5, fig11, fig12, fig13, training, vgg13, vgg16, vgg19, svhn, densenet121],
-)
-def test_every_trial_has_its_row(figure: Callable[..., Outcome]) -> None:
-    optimizer: OptimizerName = "adam" if figure is fig11 else "sgd"
-    trials = grid(betas=(0.0, 10.0), optimizers=(optimizer,), arms=("exact", "blended"))
-    width = None if figure in (fig12, training) else 4
-    study = Study(TINY, trials, width)
-    outcome = figure(Settings(), study=study)
+def test_figures_that_train() -> None:
+    assert len(TRAININGS) == 10
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_trial_has_its_row(name: str) -> None:
+    (optimizer, *_) = TRAININGS[name].small.optimizers
+    tiny = replace(
+        TRAININGS[name].small, epochs=1, batch_size=16, train_size=32, betas=(0.0, 10.0),
+        optimizers=(optimizer,), dtypes=("float32",), batch_norms=(False,),
+        arms=("exact", "blended"), seeds=1,
+    )  # fmt: skip
+    outcome = reproduce(TRAININGS[name], Settings(), size=tiny)
     rows = [row[:6] for row in outcome.tables[0].rows]
     assert rows == [
         (optimizer, "float32", False, arm, beta, 1)
@@ -39,11 +35,11 @@ def test_every_trial_has_its_row(figure: Callable[..., Outcome]) -> None:
 
 
 def test_rows_sum_up_seeds_and_log_what_was_not_finite() -> None:
-    trials = grid(
-        betas=(0.0, 1e4), dtypes=("float16", "float32"), arms=("blended",), seeds=range(3)
-    )
-    recipe = Recipe(epochs=2, batch_size=16, train_size=128, learning_rate=0.05)
-    outcome = fig12(Settings(), study=Study(recipe, trials))
+    size = Grid(
+        "LeNet-5", "MNIST", epochs=2, betas=(0.0, 1e4), arms=("blended",), seeds=3, batch_size=16,
+        train_size=128, learning_rate=0.05,
+    )  # fmt: skip
+    outcome = reproduce(FIGURES["maxpool-fig12"], Settings(), size=size)
     columns = outcome.tables[0].columns
     rows = [dict(zip(columns, row, strict=True)) for row in outcome.tables[0].rows]
     assert [(r["format"], r["beta"], r["runs"]) for r in rows] == [

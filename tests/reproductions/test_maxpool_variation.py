@@ -4,7 +4,9 @@ from typing import Any
 import pytest
 
 from numgeom.errors import FileFormatError
-from reproductions.maxpool.variation import Size, fig1, fig2, fig3, fig9, fig10
+from reproductions.maxpool.figure import reproduce
+from reproductions.maxpool.figures import FIGURES
+from reproductions.maxpool.variation import Size
 from reproductions.outcome import Outcome, Settings
 
 SIZE = Size(2, 2, 32)
@@ -17,7 +19,7 @@ def rows(outcome: Outcome) -> dict[str, tuple[Any, ...]]:
 
 
 def test_a_copy_never_differs_and_minimal_pools_always_do() -> None:
-    outcome = fig1(Settings(), size=SIZE)
+    outcome = reproduce(FIGURES["maxpool-fig1"], Settings(), size=SIZE)
     found = rows(outcome)
     assert found.pop("one program, twice") == (4, 1.0, None, 0.0)
     assert sum(n for n, *_ in found.values()) == 2 * 4
@@ -38,7 +40,7 @@ def test_a_copy_never_differs_and_minimal_pools_always_do() -> None:
 
 
 def test_permuted_sums_are_called_an_emulation_and_scale_with_the_format() -> None:
-    outcome = fig2(Settings(), size=Size(1, 2, 32))
+    outcome = reproduce(FIGURES["maxpool-fig2"], Settings(), size=Size(1, 2, 32))
     found = rows(outcome)
     assert 1e-5 < found["float16"][3] < 1e-1
     assert 1e-9 < found["float32"][3] < 1e-4
@@ -48,13 +50,13 @@ def test_permuted_sums_are_called_an_emulation_and_scale_with_the_format() -> No
 
 
 def test_relu_at_zero_makes_no_difference_in_wide_formats() -> None:
-    found = rows(fig3(Settings(), size=Size(1, 2, 32)))
+    found = rows(reproduce(FIGURES["maxpool-fig3"], Settings(), size=Size(1, 2, 32)))
     assert set(found) == {"float16", "bfloat16", "float32", "float64"}
     assert found["float32"] == found["float64"] == (2, 1.0, None, 0.0)
 
 
 def test_max_through_relu_varies_as_the_pool_does() -> None:
-    outcome = fig9(Settings(), size=Size(1, 1, 32))
+    outcome = reproduce(FIGURES["maxpool-fig9"], Settings(), size=Size(1, 1, 32))
     found = rows(outcome)
     assert found["float16"][3] > 1e-4
     assert 0 < found["float32"][3] < 1e-6
@@ -64,7 +66,7 @@ def test_max_through_relu_varies_as_the_pool_does() -> None:
 
 
 def test_norm_pools_vary_in_float16_by_underflow_alone() -> None:
-    outcome = fig10(Settings(), size=Size(2, 2, 64))
+    outcome = reproduce(FIGURES["maxpool-fig10"], Settings(), size=Size(2, 2, 64))
     found = rows(outcome)
     ones, equal, wide, float32 = found.values()
     assert ones[3] > 1e-5
@@ -76,13 +78,15 @@ def test_norm_pools_vary_in_float16_by_underflow_alone() -> None:
 
 def test_state_makes_the_same_figure_again(tmp_path: Path) -> None:
     settings, size = Settings(out=tmp_path), Size(2, 1, 16)
-    first = fig2(settings, size=size)
+    first = reproduce(FIGURES["maxpool-fig2"], settings, size=size)
     told: list[str] = []
-    again = fig2(
-        Settings(out=tmp_path, progress=lambda what, done, count: told.append(what)), size=size
+    again = reproduce(
+        FIGURES["maxpool-fig2"],
+        Settings(out=tmp_path, progress=lambda what, done, count: told.append(what)),
+        size=size,
     )
     assert again.to_json() == first.to_json()
     assert not told
-    assert fig2(Settings(), size=size).tables == first.tables
+    assert reproduce(FIGURES["maxpool-fig2"], Settings(), size=size).tables == first.tables
     with pytest.raises(FileFormatError, match="another task"):
-        fig2(Settings(out=tmp_path, seed=1), size=size)
+        reproduce(FIGURES["maxpool-fig2"], Settings(out=tmp_path, seed=1), size=size)

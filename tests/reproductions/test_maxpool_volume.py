@@ -1,7 +1,10 @@
 import pytest
 
 from numgeom.nonsmooth import clopper_pearson
-from reproductions.maxpool.volume import Case, Size, fig4, table2
+from reproductions.maxpool.figure import reproduce
+from reproductions.maxpool.figures import FIGURES
+from reproductions.maxpool.sampling import Sample
+from reproductions.maxpool.volume import Panels
 from reproductions.outcome import Cell, Settings, Table
 
 
@@ -12,12 +15,12 @@ def of(table: Table, row: tuple[Cell, ...]) -> dict[str, Cell]:
 @pytest.mark.parametrize(
     "case",
     [
-        Case("LeNet-5", "MNIST", None, points=2, batches=2, batch_size=32, batches16=1),
-        Case("VGG-11", "CIFAR10", 4, points=2, batches=2, batch_size=16, batches16=1),
+        Sample("LeNet-5", "MNIST", None, points=2, batches=2, batch_size=32, batches16=1),
+        Sample("VGG-11", "CIFAR10", 4, points=2, batches=2, batch_size=16, batches16=1),
     ],
 )
-def test_16_bits_bifurcate_and_64_bits_do_not(case: Case) -> None:
-    outcome = table2(Settings(), cases=(case,))
+def test_16_bits_bifurcate_and_64_bits_do_not(case: Sample) -> None:
+    outcome = reproduce(FIGURES["maxpool-table2"], Settings(), size=(case,))
     zones, taus = ({row[1]: of(table, row) for row in table.rows} for table in outcome.tables)
     for dtype, row in zones.items():
         points = row["bifurcating initial values"]
@@ -42,8 +45,8 @@ def test_16_bits_bifurcate_and_64_bits_do_not(case: Case) -> None:
 
 
 def test_bars_stand_for_each_depth_batch_and_norm() -> None:
-    size = Size(4, 1, 16, (8, 16), depths=(11, 13))
-    outcome = fig4(Settings(), size=size)
+    size = Panels(4, 1, 16, (8, 16), depths=(11, 13))
+    outcome = reproduce(FIGURES["maxpool-fig4"], Settings(), size=size)
     rows = {(row[0], row[1], row[2]): row for row in outcome.tables[0].rows}
     assert len(rows) == 3 * (2 + 2 + 2)
     assert rows["batch size", "8", "float32"][3:5] == (1, 2)
