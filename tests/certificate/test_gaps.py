@@ -111,7 +111,7 @@ def test_the_outputs_of_one_call_add_up_in_its_curvature() -> None:
         """K, where only these outputs of the backward pass bend."""
 
         def second_order(call: Evaluation) -> Any:
-            found = right.second_order(call)
+            found = right.second_order_of(call)
             return tuple(part if i in kept else None for i, part in enumerate(found))
 
         flat = tuple(replace(op, second_order=_nothing) for op in OPS if op.name != right.name)
@@ -243,7 +243,7 @@ def test_the_probabilities_of_all_bounds_add_up(
     monkeypatch.setattr("numgeom.certificate.norms.ProbePlan", Spending)
     # As if plain probes, half a power step and whole ones did not do.
     crooked = OpTable(tuple(
-        replace(op, second_order=partial(_larger, op.second_order)) for op in OPS
+        replace(op, second_order=partial(_larger, op.second_order_of)) for op in OPS
     ))  # fmt: skip
     for ops in (OPS, crooked):
         spent.clear()

@@ -26,7 +26,7 @@ def evaluated(name: str, *args: Any, **radii: Tensor) -> tuple[fx.Node, Tensor, 
     call = Evaluation(name, args, {}, y, places)
     op = OPS.named(name)
     assert op is not None
-    return node, op.doubt(call), call
+    return node, op.doubt_of(call), call
 
 
 def test_a_relu_is_told_by_its_input() -> None:

@@ -88,11 +88,11 @@ def linear_step(dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Progr
 
 def test_a_fact_that_is_too_small_is_caught():
     def halved(call):
-        spread = OPS.named("mm").spread(call)
+        spread = OPS.named("mm").spread_of(call)
         return None if spread is None else spread * 1e-3
 
     def tanh(call):
-        spread = OPS.named("tanh").spread(call)
+        spread = OPS.named("tanh").spread_of(call)
         return None if spread is None else spread * 1e-3
 
     facts = {"mm": halved, "tanh": tanh}
@@ -126,11 +126,11 @@ def test_half_a_fact_is_not_enough(halved):
     entry = OPS.named(halved)
 
     def spread(call):
-        whole = entry.spread(call)
+        whole = entry.spread_of(call)
         return None if whole is None else whole * 0.5
 
     def second_order(call):
-        whole = entry.second_order(call)
+        whole = entry.second_order_of(call)
         return None if whole is None else whole * 0.5
 
     weakened = {"spread": spread, "second_order": second_order}

@@ -120,7 +120,7 @@ def check_containment(op: Op, oracle: Oracle, *, seed: int = 0) -> None:
     """Law 1: the exact value lies in [y - R, y + R]; an undoubted decision is the exact one."""
     for trial in trials(op, seed=seed):
         bounds = _total(op, trial.call)
-        doubts = as_masks(op.doubt(trial.call), trial.call.y)
+        doubts = as_masks(op.doubt_of(trial.call), trial.call.y)
         _compare(op, oracle, trial, bounds, doubts)
 
 
@@ -129,14 +129,14 @@ def check_rounding(op: Op, oracle: Oracle, *, seed: int = 0) -> None:
     for number, example in enumerate(op.examples):
         args, kwargs = example.make(generator(seed + number))
         call = evaluate(op, args, kwargs)
-        bounds = as_bounds(op.rounding(call), call.y)
-        doubts = as_masks(op.doubt(call), call.y)
+        bounds = as_bounds(op.rounding_of(call), call.y)
+        doubts = as_masks(op.doubt_of(call), call.y)
         _compare(op, oracle, Trial(call, {}, example_name(example, number)), bounds, doubts)
 
 
 def _total(op: Op, call: Evaluation) -> tuple[Tensor, ...]:
-    spread = as_bounds(op.spread(call), call.y)
-    rounding = as_bounds(op.rounding(call), call.y)
+    spread = as_bounds(op.spread_of(call), call.y)
+    rounding = as_bounds(op.rounding_of(call), call.y)
     return tuple(add_up(a, b) for a, b in zip(spread, rounding, strict=True))
 
 
@@ -211,11 +211,11 @@ def check_exact_inputs(op: Op) -> None:
         zeros = {key: _zeros(value) for key, value in float_tensors((args, kwargs))}
         for radii in ({}, zeros):
             call = evaluate(op, args, kwargs, radii=radii)
-            for fact in (op.spread, op.second_order):
+            for fact in (op.spread_of, op.second_order_of):
                 for bound, y in zip(as_bounds(fact(call), call.y), outputs_of(call.y), strict=True):
                     known = ~torch.isnan(y) if y.is_floating_point() else torch.ones_like(y) > 0
                     assert bool((bound[known] == 0).all()), f"{op.name}: exact inputs, spread"
-            for mask in as_masks(op.doubt(call), call.y):
+            for mask in as_masks(op.doubt_of(call), call.y):
                 assert not bool(mask.any()), f"{op.name}: exact inputs, doubt"
 
 
@@ -235,9 +235,9 @@ def check_monotone(op: Op, *, seed: int = 0) -> None:
             for factor in (1.0, 1.5, 1e3, math.inf):
                 call = evaluate(op, args, kwargs, radii=_scaled(radii, factor))
                 after = [
-                    *as_bounds(op.spread(call), call.y),
-                    *as_bounds(op.second_order(call), call.y),
-                    *as_masks(op.doubt(call), call.y),
+                    *as_bounds(op.spread_of(call), call.y),
+                    *as_bounds(op.second_order_of(call), call.y),
+                    *as_masks(op.doubt_of(call), call.y),
                 ]
                 for p, q in zip(before, after, strict=False):
                     assert bool((p <= q).all()), f"{op.name}: wider input, narrower output"
@@ -261,8 +261,8 @@ def check_second_order(op: Op, oracle: Oracle, *, seed: int = 0) -> None:
     its error, some 2^-240 of f''' e^3, is far below what a bound in float64 can resolve.
     """
     for trial in trials(op, seed=seed, modes=("up", "corner")):
-        bounds = as_bounds(op.second_order(trial.call), trial.call.y)
-        doubts = as_masks(op.doubt(trial.call), trial.call.y)
+        bounds = as_bounds(op.second_order_of(trial.call), trial.call.y)
+        doubts = as_masks(op.doubt_of(trial.call), trial.call.y)
         for k, remainder in enumerate(remainders(oracle, trial)):
             y = outputs_of(trial.call.y)[k]
             if not y.is_floating_point():
@@ -332,11 +332,11 @@ def attained(op: Op, oracle: Oracle, *, seed: int = 0) -> Attained:
         for trial in trials(op, seed=seed, scales=(1e-9, 1e-3), modes=("up", "corner")):
             exact = outputs_of(oracle(*exact_arguments(trial.call, trial.errors)))
             plain = outputs_of(oracle(*exact_arguments(trial.call, {})))
-            rounding = as_bounds(op.rounding(trial.call), trial.call.y)
-            spread = as_bounds(op.spread(trial.call), trial.call.y)
-            second = as_bounds(op.second_order(trial.call), trial.call.y)
+            rounding = as_bounds(op.rounding_of(trial.call), trial.call.y)
+            spread = as_bounds(op.spread_of(trial.call), trial.call.y)
+            second = as_bounds(op.second_order_of(trial.call), trial.call.y)
             rest = remainders(oracle, trial)
-            masks = as_masks(op.doubt(trial.call), trial.call.y)
+            masks = as_masks(op.doubt_of(trial.call), trial.call.y)
             for k, out in enumerate(outputs_of(trial.call.y)):
                 if not out.is_floating_point():
                     continue

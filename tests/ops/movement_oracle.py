@@ -129,7 +129,7 @@ def cast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> np.ndarray:
 def copy(args: tuple[Any, ...], kwargs: dict[str, Any]) -> np.ndarray:
     target, x = args
     x = np.broadcast_to(x, target.shape)
-    return x if target.dtype == object else array(map(truncated, x.reshape(-1)), x.shape)
+    return numbers(x) if target.dtype == object else array(map(truncated, x.reshape(-1)), x.shape)
 
 
 def truncated(v: arb) -> int:

@@ -66,4 +66,4 @@ def test_alpha_of_a_product_may_underflow_in_a_factor() -> None:
     args = (real([0.0]), real([1e-300]), real([1e300]))
     args = tuple(a.reshape(1, 1) for a in args)
     y = run_op("addmm", args, {"alpha": 1e-20})
-    assert math.isinf(op.rounding(Evaluation("addmm", args, {"alpha": 1e-20}, y)).item())
+    assert math.isinf(op.rounding_of(Evaluation("addmm", args, {"alpha": 1e-20}, y)).item())

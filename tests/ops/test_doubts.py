@@ -111,8 +111,8 @@ def check(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], g: Any, belo
         i: d for i, a in enumerate(args) if (d := drawn_doubt(a, g)) is not None
     }
     call = Evaluation(name, args, kwargs, run_op(name, args, kwargs), {}, doubts)
-    bounds = as_bounds(op.spread(call), call.y)
-    masks = as_masks(op.doubt(call), call.y)
+    bounds = as_bounds(op.spread_of(call), call.y)
+    masks = as_masks(op.doubt_of(call), call.y)
     changed = False
     for _ in range(20):
         others = tuple(
@@ -156,7 +156,7 @@ def test_a_doubtful_boolean_is_one_off_as_a_number() -> None:
     assert op is not None
     x = torch.tensor([True, True])
     call = Evaluation("_to_copy", (x,), {"dtype": torch.float64}, x.double(), {}, {0: doubt})
-    assert op.spread(call).tolist() == [1.0, 0.0]
+    assert op.spread_of(call).tolist() == [1.0, 0.0]
 
 
 def test_certain_arguments_decide() -> None:
@@ -167,12 +167,12 @@ def test_certain_arguments_decide() -> None:
         op = OPS.named(name)
         assert op is not None
         y = run_op(name, (sure, open_), {})
-        assert op.doubt(Evaluation(name, (sure, open_), {}, y, {}, doubts)).tolist() == expected
+        assert op.doubt_of(Evaluation(name, (sure, open_), {}, y, {}, doubts)).tolist() == expected
     op = OPS.named("any")
     assert op is not None
     x = torch.tensor([True, False])
     call = Evaluation("any", (x,), {}, x.any(), {}, {0: torch.tensor([False, True])})
-    assert not bool(op.doubt(call))
+    assert not bool(op.doubt_of(call))
 
 
 def test_where_covers_both_branches_when_in_doubt() -> None:
@@ -183,7 +183,7 @@ def test_where_covers_both_branches_when_in_doubt() -> None:
     radii = {1: torch.tensor([0.5, 0.5]).double(), 2: torch.tensor([0.25, 0.25]).double()}
     doubts = {0: torch.tensor([True, False])}
     call = Evaluation("where", (condition, a, b), {}, a, radii, doubts)
-    found = op.spread(call)
+    found = op.spread_of(call)
     assert 4.25 <= found[0] < 4.2500001
     assert found[1] == 0.5
 
@@ -207,11 +207,11 @@ def test_the_derivative_of_a_pooling_holds_for_every_choice_within_the_balls(rad
     for seed in range(10):
         x, y, chosen, gradient = pooled(seed)
         r = torch.full_like(x, radius)
-        doubt = forward.doubt(Evaluation(forward.name, (x, *rest), {}, (y, chosen), {0: r}))[1]
+        doubt = forward.doubt_of(Evaluation(forward.name, (x, *rest), {}, (y, chosen), {0: r}))[1]
         args = (gradient, x, *rest, chosen)
         grad = run_op(backward.name, args, {})
         call = Evaluation(backward.name, args, {}, grad, {1: r}, {7: doubt})
-        (bound,) = as_bounds(backward.spread(call), grad)
+        (bound,) = as_bounds(backward.spread_of(call), grad)
         g = torch.Generator().manual_seed(seed)
         for _ in range(20):
             e = (torch.rand(x.shape, generator=g, dtype=torch.float64) * 2 - 1) * radius

@@ -29,14 +29,14 @@ def _scaled(radii: Any, factor: float) -> Any:
 def test_second_order_bounds_shrink_with_the_square(op: Op) -> None:
     for trial in trials(op, seed=3, scales=(1e-9, 1e-2), modes=("up",)):
         call = trial.call
-        if op.second_order(call) is None:
+        if op.second_order_of(call) is None:
             continue
-        large = as_bounds(op.second_order(call), call.y)
-        doubtful = as_masks(op.doubt(call), call.y)  # there the certificate gives up anyway
+        large = as_bounds(op.second_order_of(call), call.y)
+        doubtful = as_masks(op.doubt_of(call), call.y)  # there the certificate gives up anyway
         for power in (1, 20):
             t = 2.0**-power  # scaling by it is exact
             small = dataclasses.replace(call, radii=_scaled(call.radii, t))
-            second = as_bounds(op.second_order(small), call.y)
+            second = as_bounds(op.second_order_of(small), call.y)
             for big, little, doubt in zip(large, second, doubtful, strict=True):
                 ok = (little <= big * t * t * (1 + 1e-12) + 1e-300) | torch.isinf(big) | doubt
                 assert bool(ok.all()), (op.name, t)

@@ -28,14 +28,14 @@ def total(name: str, *args: Any, radii: dict[int | str, Any], **kwargs: Any) -> 
     op = OPS.named(name)
     assert op is not None
     call = Evaluation(name, args, kwargs, run_op(name, args, kwargs), radii)
-    return as_bounds(op.spread(call), call.y)[0] + as_bounds(op.rounding(call), call.y)[0]
+    return as_bounds(op.spread_of(call), call.y)[0] + as_bounds(op.rounding_of(call), call.y)[0]
 
 
 def doubt(name: str, *args: Any, radii: dict[int | str, Any]) -> Any:
     op = OPS.named(name)
     assert op is not None
     call = Evaluation(name, args, {}, run_op(name, args, {}), radii)
-    return as_masks(op.doubt(call), call.y)
+    return as_masks(op.doubt_of(call), call.y)
 
 
 @pytest.mark.parametrize("hidden", [-INF, LOWEST])
@@ -66,7 +66,7 @@ def test_a_doubtful_mask_between_a_number_and_infinity_is_unknown() -> None:
     mask = torch.tensor([True, True])
     args = (mask, real(-INF, -INF), real(1.0, -INF))
     call = Evaluation("where", args, {}, args[1], {}, {0: torch.tensor([True, True])})
-    assert op.spread(call).tolist() == [INF, 0.0]
+    assert op.spread_of(call).tolist() == [INF, 0.0]
 
 
 def test_an_unknown_entry_makes_what_it_may_win_unknown() -> None:

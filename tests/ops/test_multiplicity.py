@@ -75,7 +75,7 @@ def test_products_of_errors_are_counted_as_stated(name: str) -> None:
             length = sum(float(v.norm()) ** 2 for v in e.values()) ** 0.5
             call = Evaluation(name, args, kwargs, run_op(name, args, kwargs), dict(r))
             found = remainder(op, args, kwargs, {i: r[i] * e[i] / length for i in places}, 1.0)
-            second = outputs_of(op.second_order(call))
+            second = outputs_of(op.second_order_of(call))
             for y, q, rest in zip(outputs_of(call.y), second, found, strict=True):
                 if q is None or not bool(torch.isfinite(q).all()) or not bool((q > 0).any()):
                     continue
@@ -108,10 +108,10 @@ def test_the_second_order_bound_shrinks_quadratically(name: str) -> None:
                 i: size * torch.rand(args[i].shape, generator=g, dtype=torch.float64)
                 for i in places
             }
-            full = op.second_order(Evaluation(name, args, kwargs, y, r))
+            full = op.second_order_of(Evaluation(name, args, kwargs, y, r))
             for t in (0.5, 0.125):
                 less = {i: t * b for i, b in r.items()}
-                part = op.second_order(Evaluation(name, args, kwargs, y, less))
+                part = op.second_order_of(Evaluation(name, args, kwargs, y, less))
                 for a, b in zip(outputs_of(full), outputs_of(part), strict=True):
                     if a is not None:
                         # Outward rounding adds a few units and subnormal spacings to either.

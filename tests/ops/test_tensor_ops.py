@@ -85,7 +85,7 @@ LOOSER_ROUNDING = {op.name: 0.002 for op in INTERPOLATION if op.kind is Kind.RED
 def test_halving_a_stated_constant_would_break_containment(op: Op) -> None:
     seen = laws.attained(op, ORACLES[op.name])
     call = laws.evaluate(op, *op.examples[0].make(laws.generator(0)))
-    if any((bound > 0).any() for bound in laws.as_bounds(op.rounding(call), call.y)):
+    if any((bound > 0).any() for bound in laws.as_bounds(op.rounding_of(call), call.y)):
         assert seen.rounding > LOOSER_ROUNDING.get(op.name, LOOSE_ROUNDING)
     for what in ("spread", "second_order"):
         share = getattr(seen, what)

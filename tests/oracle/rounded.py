@@ -82,7 +82,7 @@ def _facts(bits: int, ids: set[int]) -> OpTable:
     def with_few_bits(op: Op) -> Op:
         def rounding(call: Evaluation) -> Bound:
             if id(call.args[1]) not in ids:
-                return op.rounding(call)
+                return op.rounding_of(call)
             # |rounded(y) - y| <= u |rounded(y)| holds for the nearest, too (Higham 2002, thm 2.3).
             return mul_up(call.y.abs(), 2.0**-bits)
 

@@ -128,7 +128,7 @@ def test_the_first_of_equal_entries_must_have_won():
             op = OPS.named(name)
             assert op is not None
             call = _call(name, (values, *settings), y, r, labels)
-            doubt = op.doubt(call)
+            doubt = op.doubt_of(call)
             doubt = doubt[1] if isinstance(doubt, tuple) else doubt
             assert bool(doubt.any()) is not certain
 
@@ -142,7 +142,7 @@ def test_the_first_of_equal_entries_of_a_window_must_have_won():
     for values, certain in ((x, False), (x[[1, 0, 2, 3]], True)):
         values = values.reshape(1, 1, 2, 2)
         y = torch.ops.aten.max_pool2d_with_indices(values, [2, 2])
-        doubt = op.doubt(_call(op.name, (values, [2, 2]), y, r, labels))
+        doubt = op.doubt_of(_call(op.name, (values, [2, 2]), y, r, labels))
         assert bool(doubt[1].any()) is not certain
 
 

@@ -27,7 +27,6 @@ from numgeom.arithmetic.rounding import (
 from numgeom.certificate.facts import Facts, Walk, fast_norm_up, second_order, total
 from numgeom.certificate.kinks import Kink, kink_of
 from numgeom.certificate.scale import Scale
-from numgeom.ops.balls import says_nothing
 from numgeom.ops.entry import Evaluation, Op
 from numgeom.ops.table import OpTable
 from numgeom.recording import Program
@@ -155,7 +154,7 @@ class _Examination(Walk):
 
     def settle(self, node: fx.Node, op: Op, call: Evaluation, part: int | None) -> Tensor | None:
         """The radius to carry; on the way, note what bends and what may decide otherwise."""
-        doubt = op.doubt(call)
+        doubt = op.doubt_of(call)
         self._cross(node, doubt if doubt is None or part is None else doubt[part], call)
         self._use(node, call)
         holders = self.holders(node, part)
@@ -181,7 +180,7 @@ class _Examination(Walk):
         self, holders: list[fx.Node], op: Op, call: Evaluation, part: int | None
     ) -> Tensor | None:
         """The ball rule of a call; its rounding is known already."""
-        return self.combined(op.spread(call), self._facts.rounding[holders[0]], call, part)
+        return self.combined(op.spread_of(call), self._facts.rounding[holders[0]], call, part)
 
     def _radius(self, holders: list[fx.Node], op: Op, call: Evaluation, part: int | None) -> Tensor:
         """The lesser of what the ball rule says and rho s."""
@@ -302,7 +301,9 @@ class _Quick(_Examination):
         """Whether a call neither bends nor decides nor arrives, so that its facts do not matter."""
         target: Any = node.target
         op = self._ops.lookup(target)
-        if op is None or op.kinks != "none" or node in self._facts.structure.tails:
+        if op is None or node in self._facts.structure.tails:
+            return False
+        if op.kinks.may_occur(node.args, node.kwargs):
             return False
         if node in self._asked and node not in self._scale.rows and node not in self._facts.exact:
             return False
@@ -312,7 +313,7 @@ class _Quick(_Examination):
         moving = [n for n in node.all_input_nodes if n not in self._facts.exact]
         if not all(_is_real(self._facts.trace[n]) for n in moving):
             return False
-        return says_nothing(op.second_order) or not self._facts.is_column(node) or not moving
+        return op.second_order is None or not self._facts.is_column(node) or not moving
 
     def _radius(self, holders: list[fx.Node], op: Op, call: Evaluation, part: int | None) -> Tensor:
         y = call.y if part is None else call.y[part]
@@ -340,7 +341,9 @@ def _asked(program: Program, ops: OpTable, facts: Facts, scale: Scale) -> set[fx
         op = ops.lookup(target) if "call" in node.meta else None
         value = facts.trace[node]
         parts = value if isinstance(value, (list, tuple)) else [value]
-        decides = op is not None and (op.kinks != "none" or not all(map(_is_real, parts)))
+        decides = op is not None and (
+            op.kinks.may_occur(node.args, node.kwargs) or not all(map(_is_real, parts))
+        )
         if decides or (node in found and node not in scale.rows):
             found.update(node.all_input_nodes)
     return found

@@ -105,7 +105,7 @@ def total(bound: Tensor) -> float:
 
 def second_order(op: Op, call: Evaluation, part: int | None) -> Tensor | None:
     """Q for one output; infinite where it is not a number."""
-    second = op.second_order(call)
+    second = op.second_order_of(call)
     if second is not None and part is not None:
         second = second[part]
     if second is None or total(second) < math.inf:

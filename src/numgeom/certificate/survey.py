@@ -21,7 +21,6 @@ from numgeom.certificate.draws import Draws
 from numgeom.certificate.facts import Facts, parts_of, second_order, total
 from numgeom.certificate.structure import structure
 from numgeom.errors import ReplayError
-from numgeom.ops.balls import says_nothing
 from numgeom.ops.entry import Evaluation, Op
 from numgeom.ops.table import OpTable, functional_name
 from numgeom.recording import Program
@@ -162,20 +161,21 @@ class _Surveyor(Pusher):
         """Ask a call for its rounding, and for its second-order terms over a box."""
         target: Any = node.target
         op = self._ops.lookup(target)
-        if op is None:
-            self.found.unknown[str(target)] += 1
+        call = Evaluation("" if op is None else op.name, tuple(args), dict(kwargs), value)
+        if op is None or not op.applies_to(call):
+            name = str(target) if op is None else f"{target} of complex numbers"
+            self.found.unknown[name] += 1
             return
-        if op.kinks != "none":
+        if op.kinks.may_occur(node.args, node.kwargs):
             self.found.kinks.update(node.all_input_nodes)
         several = isinstance(value, (tuple, list))
         outputs = {i: y for i, y in enumerate(value if several else [value]) if _is_real(y)}
         if not outputs:
             return
-        call = Evaluation(op.name, tuple(args), dict(kwargs), value)
-        rounding, second = op.rounding(call), None
+        rounding, second = op.rounding_of(call), None
         spreads = any(self._is_column(h) for i in outputs for h in self._holders(node, i, several))
         moves = not self._inexact.isdisjoint(node.all_input_nodes)
-        if spreads and moves and not says_nothing(op.second_order):
+        if spreads and moves and op.second_order is not None:
             second = self._second_order(node, op, call)
         for i, y in outputs.items():
             holders = self._holders(node, i, several)
@@ -318,7 +318,7 @@ def _read(program: Program, ops: OpTable) -> set[fx.Node]:
             continue
         target: Any = node.target
         op = ops.lookup(target)
-        if op is not None and says_nothing(op.rounding) and still.issuperset(inputs):
+        if op is not None and op.rounding is None and still.issuperset(inputs):
             still.add(node)
         if _matters(node, op, still):
             found.update(inputs)
@@ -326,12 +326,12 @@ def _read(program: Program, ops: OpTable) -> set[fx.Node]:
 
 
 def _matters(node: fx.Node, op: Op | None, still: set[fx.Node]) -> bool:
-    if op is None or op.kinks != "none":
+    if op is None or op.kinks.may_occur(node.args, node.kwargs):
         return True
     target: Any = node.target
     if functional_name(target) in _PRODUCTS:
         return sum(isinstance(a, fx.Node) and a not in still for a in node.args) > 1
-    return not says_nothing(op.second_order)
+    return op.second_order is not None
 
 
 def _entries(program: Program, ops: OpTable, is_column: Any) -> int:
@@ -340,7 +340,7 @@ def _entries(program: Program, ops: OpTable, is_column: Any) -> int:
     for node in program.graph.nodes:
         target: Any = node.target
         op = ops.lookup(target) if "call" in node.meta else None
-        if op is None or says_nothing(op.rounding) or not is_column(node):
+        if op is None or op.rounding is None or not is_column(node):
             continue
         found += sum(math.prod(m.shape) for m in node.meta.get("tensors", {}).values())
     return found

@@ -99,7 +99,7 @@ def _joined(call: Evaluation, errors: Mapping[Position, float], y: Tensor) -> St
 
 def _elementwise(op: Op, call: Evaluation, errors: Mapping[Position, float]) -> Stretch | None:
     y = call.y
-    crossed = op.doubt(call)
+    crossed = op.doubt_of(call)
     crossed = None if crossed is None or not bool(crossed.any()) else crossed
     factors: dict[Position, float] = {}
     jumps = 0.0
@@ -108,22 +108,22 @@ def _elementwise(op: Op, call: Evaluation, errors: Mapping[Position, float]) -> 
         radius = _shaped(alone.radii, y)
         if radius is None:
             return None
-        moved = _plus(op.spread(alone), op.second_order(alone))
+        moved = _plus(op.spread_of(alone), op.second_order_of(alone))
         if moved is None:
             continue
         ratio = torch.where(radius > 0, div_up(_whole(moved, y), radius), 0.0)
         if crossed is not None:
             ratio = ratio.masked_fill(crossed, 0.0)
         copies = sqrt_up(float(-(-y.numel() // max(1, _argument(call, p).numel()))))
-        factor, paid = _split(ratio, op.spread(alone), y, mul_up(copies, errors[p]))
+        factor, paid = _split(ratio, op.spread_of(alone), y, mul_up(copies, errors[p]))
         factors[p] = mul_up(factor, copies)
         jumps = add_up(jumps, paid)
-    bend = op.second_order(call)
+    bend = op.second_order_of(call)
     if bend is not None:
         bend = _whole(bend, y)
         bend = bend if crossed is None else bend.masked_fill(crossed, 0.0)
     if crossed is not None:
-        spread = op.spread(call)
+        spread = op.spread_of(call)
         jumps = add_up(jumps, 0.0 if spread is None else float(norm_up(_whole(spread, y)[crossed])))
     return Stretch(factors, 0.0 if bend is None else float(norm_up(bend)), jumps)
 
@@ -168,20 +168,20 @@ def _product(call: Evaluation, errors: Mapping[Position, float]) -> Stretch:
 def _linear(
     op: Op, call: Evaluation, errors: Mapping[Position, float], run: Run, part: int | None
 ) -> Stretch | None:
-    doubt = op.doubt(call)
+    doubt = op.doubt_of(call)
     for each in doubt if isinstance(doubt, tuple | list) else (doubt,):
         if each is not None and bool(each.any()):
             return None
     factors: dict[Position, float] = {}
     for p in errors:
         alone = _alone(call, p, call.radii)
-        if _bends(_select(op.second_order(alone), part)):
+        if _bends(_select(op.second_order_of(alone), part)):
             return None
         factor = _norm_of_map(op, call, p, run, part)
         if factor is None:
             return None
         factors[p] = factor
-    bend = _select(op.second_order(call), part) if len(factors) > 1 else None
+    bend = _select(op.second_order_of(call), part) if len(factors) > 1 else None
     return Stretch(factors, 0.0 if bend is None else float(norm_up(bend)))
 
 
@@ -192,7 +192,7 @@ def _norm_of_map(op: Op, call: Evaluation, p: Position, run: Run, part: int | No
     if x.numel() == 0 or y.numel() == 0:
         return 0.0
     unit = _alone(call, p, {p: torch.ones_like(x, dtype=torch.float64)})
-    rows = _select(op.spread(unit), part)
+    rows = _select(op.spread_of(unit), part)
     if rows is None:
         return 0.0
     rows = _whole(rows, y)

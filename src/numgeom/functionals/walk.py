@@ -178,7 +178,7 @@ class _FunctionalWalk(BallWalk):
 
     def settle(self, node: fx.Node, op: Op, call: Evaluation, part: int | None) -> Tensor | None:
         if node not in self._calls:  # a call with several outputs is settled part by part
-            self._calls[node] = (op, call, op.spread(call), op.rounding(call))
+            self._calls[node] = (op, call, op.spread_of(call), op.rounding_of(call))
         _, _, spread, rounding = self._calls[node]
         evaluated = replace(op, spread=lambda _: spread, rounding=lambda _: rounding)
         return super().settle(node, evaluated, call, part)

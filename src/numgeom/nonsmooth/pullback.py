@@ -212,7 +212,7 @@ class _Walk(BallWalk):
     def settle(self, node: fx.Node, op: Op, call: Evaluation, part: int | None) -> Tensor | None:
         """The ball's radius; without the rounding where all terms lie on one grid."""
         y = call.y if part is None else call.y[part]
-        rounding = op.rounding(call)
+        rounding = op.rounding_of(call)
         rounding = rounding if part is None or rounding is None else rounding[part]
         if rounding is not None and not any(_is_wide(r) for r in call.radii.values()):
             largest = float(rounding.max()) if rounding.numel() else 0.0

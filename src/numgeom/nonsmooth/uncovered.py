@@ -111,7 +111,7 @@ def is_tied(candidate: Candidate, values: Mapping[fx.Node, Any]) -> bool:
         _wide(values[node]),
         radii,
     )
-    return _any(op.doubt(call))
+    return not op.applies_to(call) or _any(op.doubt_of(call))
 
 
 def _has_numbers(node: fx.Node) -> bool:
@@ -126,7 +126,7 @@ def _may_have_kinks(node: fx.Node) -> bool:
     if name in KINKS:
         return False
     if op is not None:
-        return not op.kinks.startswith("none")
+        return op.kinks.may_occur(node.args, node.kwargs)
     return target.namespace != "aten" or name in _KINKED_COMPOSITES
 
 

@@ -20,12 +20,12 @@ from numgeom.ops.balls import (
     doubtful,
     filled,
     is_decision,
-    nothing,
     radius_of,
     unknown,
     unknown_unless_finite,
 )
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
+from numgeom.ops.kinks import GIVEN_INDICES
 
 aten = torch.ops.aten
 
@@ -79,11 +79,15 @@ def accumulated_spread(
 
 def inherited_doubt(call: Evaluation) -> Any:
     """A result of integers is in doubt as a whole, if an argument is."""
-    return doubtful(call) if any(any_doubt(d) for d in call.doubts.values()) else nothing(call)
+    return doubtful(call) if any(any_doubt(d) for d in call.doubts.values()) else None
 
 
 def accumulation(
-    name: str, *examples: Example, data: tuple[int, ...] = (0,), decisions: tuple[int, ...] = ()
+    name: str,
+    *examples: Example,
+    data: tuple[int, ...] = (0,),
+    decisions: tuple[int, ...] = (),
+    reals_alone: bool = False,
 ) -> Op:
     """Describe an op that adds up entries of its data.
 
@@ -92,15 +96,16 @@ def accumulation(
         *examples: What the laws are tried on.
         data: Positions of the arguments whose entries are added up.
         decisions: Positions of the arguments that tell where they go.
+        reals_alone: Whether torch does this for real numbers only, never for integers.
     """
     return Op(
         name=name,
         kind=Kind.REDUCTION,
         rounding=partial(accumulated_rounding, data=data),
         spread=partial(accumulated_spread, data=data, decisions=decisions),
-        second_order=nothing,
-        doubt=inherited_doubt,
-        kinks="none, for given indices",
+        second_order=None,
+        doubt=None if reals_alone else inherited_doubt,
+        kinks=GIVEN_INDICES,
         source=SUM_SOURCE,
         examples=examples,
     )

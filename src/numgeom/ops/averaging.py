@@ -22,12 +22,12 @@ from numgeom.arithmetic.rounding import (
     mul_up,
 )
 from numgeom.ops.accumulation import with_data
-from numgeom.ops.balls import nothing, unknown_unless_finite
+from numgeom.ops.balls import unknown_unless_finite
 from numgeom.ops.drawing import wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.kinks import NO_KINKS
 from numgeom.ops.pooling import as_list
-from numgeom.ops.reals import real_only
 from numgeom.ops.windows import adaptive_windows
 
 Count = Callable[[Evaluation], int]
@@ -64,9 +64,9 @@ def _average(name: str, roundings: Count, *examples: Example) -> Op:
         kind=Kind.REDUCTION,
         rounding=partial(_mean_rounding, roundings=roundings),
         spread=partial(_mean_spread, roundings=roundings),
-        second_order=nothing,
-        doubt=nothing,
-        kinks="none",
+        second_order=None,
+        doubt=None,
+        kinks=NO_KINKS,
         source="weighted sum of n terms in any order (Higham 2002, sec. 3.1)",
         examples=examples,
     )
@@ -96,7 +96,7 @@ def _adaptive_terms(call: Evaluation) -> int:
 
 _ADAPTIVE = example(wild(1, 2, 5, 4, exponent=30.0), [3, 2])
 
-AVERAGING: tuple[Op, ...] = real_only(
+AVERAGING: tuple[Op, ...] = (
     _average("avg_pool1d", _pool_terms, example(normal(1, 2, 7), [3], [2], [1])),
     _average(
         "avg_pool2d",

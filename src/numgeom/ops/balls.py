@@ -6,7 +6,6 @@ an inexact one lies strictly outside of the ball, so that touching balls overlap
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,20 +14,6 @@ from torch import Tensor
 from numgeom.arithmetic.lower_bounds import next_down
 from numgeom.arithmetic.rounding import difference_up, next_up
 from numgeom.ops.entry import Bound, Evaluation
-
-
-def nothing(call: Evaluation) -> Any:
-    """No error, no curvature, no doubt: None for every output."""
-    if isinstance(call.y, (tuple, list)):
-        return (None,) * len(call.y)
-    return None
-
-
-def says_nothing(fact: Any) -> bool:
-    """Whether a fact is "none" by construction, also where it is guarded for real numbers."""
-    if isinstance(fact, partial):
-        return any(part is nothing for part in (fact.func, *fact.args[:1]))
-    return fact is nothing
 
 
 def is_decision(x: Any) -> bool:

@@ -6,17 +6,19 @@ zero, or x != 0), and is in doubt where the ball of x holds a number that is dec
 Integers beyond 2^53 round on their way to float64.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from numgeom.arithmetic.rounding import UNIT_ROUNDOFF, difference_up, mul_up
-from numgeom.ops.balls import is_decision, lower_end, nothing, real_radius, truth_doubt, upper_end
+from numgeom.ops.balls import is_decision, lower_end, real_radius, truth_doubt, upper_end
 from numgeom.ops.drawing import booleans, integers, whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
-from numgeom.ops.reals import real_only
+from numgeom.ops.kinks import Kinks, Where
 
 
 def cast_rounding(x: Tensor, y: Tensor) -> Bound:
@@ -83,15 +85,21 @@ def _doubt(call: Evaluation) -> Tensor | None:
     return None if found is None else found.expand(call.y.shape)
 
 
-def _cast(name: str, *examples: Example) -> Op:
+def _makes_decisions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    del args
+    dtype = kwargs.get("dtype")
+    return not (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
+
+
+def _cast(name: str, *examples: Example, kinks: Kinks) -> Op:
     return Op(
         name=name,
         kind=Kind.CAST,
         rounding=_rounding,
         spread=_spread,
-        second_order=nothing,
+        second_order=None,
         doubt=_doubt,
-        kinks="integers, in a cast from real numbers to integers; 0, in a cast to booleans",
+        kinks=kinks,
         source="IEEE 754: integers up to 2^53 are float64 numbers",
         examples=examples,
     )
@@ -101,15 +109,27 @@ def _to(dtype: torch.dtype, *draws: Any) -> tuple[Example, ...]:
     return tuple(example(draw, dtype=dtype) for draw in draws)
 
 
-CASTING: tuple[Op, ...] = real_only(
+_TO_DECISIONS = Kinks(
+    Where.WHOLE,
+    "integers, in a cast from real numbers to integers; 0, in a cast to booleans",
+    jumps=True,
+    occurs=_makes_decisions,
+)
+
+CASTING: tuple[Op, ...] = (
     _cast(
         "_to_copy",
         *_to(torch.float64, wild(3, 2), integers(-5, 5, 4), booleans(4), integers(2**60, 2**61, 4)),
         *_to(torch.int64, whole_numbers(-3, 4, 5), normal(6, scale=4.0)),
         *_to(torch.bool, whole_numbers(-1, 2, 6), integers(-1, 2, 6)),
         *_to(torch.float32, wild(4, exponent=20.0)),
+        kinks=_TO_DECISIONS,
     ),
     _cast(
-        "copy", example(wild(3, 2), wild(2)), example(integers(0, 5, 2), whole_numbers(-3, 4, 2))
+        "copy",
+        example(wild(3, 2), wild(2)),
+        example(wild(4), integers(2**60, 2**61, 4)),
+        example(integers(0, 5, 2), whole_numbers(-3, 4, 2)),
+        kinks=replace(_TO_DECISIONS, inputs=(1,)),
     ),
 )

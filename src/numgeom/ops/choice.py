@@ -20,13 +20,12 @@ from numgeom.ops.balls import (
     enclosing_radius,
     is_decision,
     lower_end,
-    nothing,
     upper_end,
 )
 from numgeom.ops.drawing import integers, swapped, whole_numbers, wild
 from numgeom.ops.entry import Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
-from numgeom.ops.reals import real_only
+from numgeom.ops.kinks import Kinks, Where
 from numgeom.ops.reduction import doubt_of_any, reduced_dims
 
 aten = torch.ops.aten
@@ -46,7 +45,7 @@ def monotone_spread(call: Evaluation) -> Any:
     """Radius of outputs that grow with every entry of x; None for indices."""
     found = _corners(call)
     if found is None:
-        return nothing(call)
+        return None
     low, high = found
     if isinstance(call.y, (tuple, list)):
         return tuple(
@@ -120,7 +119,7 @@ def _max_doubt(call: Evaluation) -> Any:
     if not isinstance(call.y, (tuple, list)):
         return doubt_of_any(call)
     if is_decision(call.args[0]):
-        return doubtful(call) if any_doubt(call.doubt(0)) else nothing(call)
+        return doubtful(call) if any_doubt(call.doubt(0)) else None
     keepdim = bool(call.arg(2, "keepdim", False))
     largest = call.name == "max"
     found = _winner_doubt(call, call.y[1], call.args[1], keepdim=keepdim, largest=largest)
@@ -164,9 +163,9 @@ def _sort_doubt(call: Evaluation) -> Any:
     """Doubt of sort(x, dim, descending) and sort(x, *, stable, dim, descending)."""
     x, r = call.args[0], call.radius(0)
     if is_decision(x):
-        return doubtful(call) if any_doubt(call.doubt(0)) else nothing(call)
+        return doubtful(call) if any_doubt(call.doubt(0)) else None
     if r is None:
-        return nothing(call)
+        return None
     if len(call.args) > 1:
         dim, descending = call.args[1], bool(call.arg(2, "descending", False))
     else:
@@ -180,9 +179,9 @@ def _topk_doubt(call: Evaluation) -> Any:
     """Doubt of topk(x, k, dim, largest, sorted)."""
     x, r = call.args[0], call.radius(0)
     if is_decision(x):
-        return doubtful(call) if any_doubt(call.doubt(0)) else nothing(call)
+        return doubtful(call) if any_doubt(call.doubt(0)) else None
     if r is None or call.y[1].numel() == 0 or x.dim() == 0:
-        return nothing(call)
+        return None
     dim = call.arg(2, "dim", -1)
     largest = bool(call.arg(3, "largest", True))
     # Without `sorted` the order is not documented; it is ranked here all the same.
@@ -197,9 +196,9 @@ def _ranked_doubt(call: Evaluation) -> Any:
     """Doubt of kthvalue and median: any rival whose ball overlaps that of the chosen entry."""
     x, r = call.args[0], call.radius(0)
     if is_decision(x):
-        return doubtful(call) if any_doubt(call.doubt(0)) else nothing(call)
+        return doubtful(call) if any_doubt(call.doubt(0)) else None
     if r is None or x.dim() == 0:
-        return nothing(call)
+        return None
     if not isinstance(call.y, (tuple, list)):
         x, r = x.reshape(-1), r.reshape(-1)
         index = torch.argsort(x, stable=True)[(len(x) - 1) // 2 :][:1]
@@ -220,9 +219,9 @@ def _running_doubt(call: Evaluation) -> Any:
     """Doubt of cummax(x, dim) and cummin: a rival up to here overlaps the running winner."""
     x, r, dim = call.args[0], call.radius(0), call.args[1]
     if is_decision(x):
-        return doubtful(call) if any_doubt(call.doubt(0)) else nothing(call)
+        return doubtful(call) if any_doubt(call.doubt(0)) else None
     if r is None or x.dim() == 0 or x.numel() == 0:
-        return nothing(call)
+        return None
     sign = 1.0 if call.name == "cummax" else -1.0
     low, high = lower_end(x * sign, r), upper_end(x * sign, r)
     index = call.y[1]
@@ -248,10 +247,10 @@ def _tie_doubt(call: Evaluation) -> Any:
     Equal exact entries are a certain tie, not a doubt.
     """
     if is_decision(call.y if isinstance(call.y, Tensor) else call.y[0]):
-        return doubt_of_any(call) if isinstance(call.y, Tensor) else nothing(call)
+        return doubt_of_any(call) if isinstance(call.y, Tensor) else None
     x, r = call.args[0], call.radius(0)
     if r is None:
-        return nothing(call)
+        return None
     if isinstance(call.y, (tuple, list)):  # aminmax(x, *, dim, keepdim)
         dim = call.kwargs.get("dim")
         dims = tuple(range(x.dim())) if dim is None else (dim % max(1, x.dim()),)
@@ -291,15 +290,18 @@ def _max_spread(call: Evaluation) -> Any:
     return monotone_spread(call)
 
 
+_OF_THE_CHOSEN = Kinks(Where.TIE, "ties of the chosen entry")
+
+
 def _choice(
-    name: str, spread: Any, doubt: Any, *examples: Example, kinks: str = "ties of the chosen entry"
+    name: str, spread: Any, doubt: Any, *examples: Example, kinks: Kinks = _OF_THE_CHOSEN
 ) -> Op:
     return Op(
         name=name,
         kind=Kind.SELECTION,
-        rounding=nothing,
+        rounding=None,
         spread=spread,
-        second_order=nothing,
+        second_order=None,
         doubt=doubt,
         kinks=kinks,
         source="exact: entries are chosen",
@@ -309,7 +311,7 @@ def _choice(
 
 _TIES = example(whole_numbers(0, 3, 3, 5), 1)
 
-CHOICE: tuple[Op, ...] = real_only(
+CHOICE: tuple[Op, ...] = (
     _choice(
         "amax",
         monotone_spread,
@@ -326,10 +328,8 @@ CHOICE: tuple[Op, ...] = real_only(
         example(wild(3, 4), [0]),
     ),
     _choice("aminmax", monotone_spread, _tie_doubt, example(normal(3, 5), dim=1)),
-    _choice(
-        "argmax", nothing, _arg_doubt, _TIES, example(normal(3, 4)), example(normal(4), 0, True)
-    ),
-    _choice("argmin", nothing, _arg_doubt, _TIES, example(normal(3, 4), None)),
+    _choice("argmax", None, _arg_doubt, _TIES, example(normal(3, 4)), example(normal(4), 0, True)),
+    _choice("argmin", None, _arg_doubt, _TIES, example(normal(3, 4), None)),
     _choice("max", _max_spread, _max_or_extreme_doubt, _TIES, example(normal(3, 4))),
     _choice("min", _max_spread, _max_or_extreme_doubt, _TIES, example(normal(3, 4))),
     _choice(

@@ -27,6 +27,7 @@ from numgeom.ops.elementwise import (
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.intervals import elementary_error
 from numgeom.ops.jets import Jet
+from numgeom.ops.kinks import Kinks
 
 Inputs = tuple[Operand, ...]
 Rounding = Callable[[Evaluation], Bound]
@@ -41,20 +42,22 @@ class Formula:
         jet: The function, on jets; gets the call for its other arguments.
         doubt: Where the box reaches into another branch; None: there is one branch.
         jump: Upper bound of the height of jumps inside the box; None: f is continuous.
+        linear_pieces: Whether every branch is linear, so that there is no remainder.
     """
 
     arguments: tuple[str, ...]
     jet: Callable[..., Jet]
     doubt: Callable[[Evaluation, Inputs], Tensor] | None = None
     jump: Callable[[Evaluation, Inputs], Tensor] | None = None
+    linear_pieces: bool = False
 
 
 def composite(
     name: str,
     formula: Formula,
     *,
-    rounding: Rounding,
-    kinks: str,
+    rounding: Rounding | None,
+    kinks: Kinks,
     source: str,
     examples: tuple[Example, ...],
     domain: str = "the reals",
@@ -105,8 +108,9 @@ def composite(
 
     def doubt(call: Evaluation) -> Tensor | None:
         inputs = inputs_of(call)
-        if formula.doubt is None or all(item.r is None for item in inputs):
+        if all(item.r is None for item in inputs):
             return None
+        assert formula.doubt is not None
         return formula.doubt(call, inputs).expand(call.y.shape)
 
     count = len(formula.arguments)
@@ -117,8 +121,8 @@ def composite(
         kind=Kind.ELEMENTWISE,
         rounding=rounding,
         spread=spread,
-        second_order=second_order,
-        doubt=doubt,
+        second_order=None if formula.linear_pieces else second_order,
+        doubt=None if formula.doubt is None else doubt,
         kinks=kinks,
         domain=domain,
         source=source,

@@ -29,7 +29,7 @@ from numgeom.ops.bilinear import (
 from numgeom.ops.drawing import integers, swapped, tiny, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
-from numgeom.ops.reals import real_only
+from numgeom.ops.kinks import NO_KINKS
 
 _SOURCE = "sum of n products in any order (Higham 2002, sec. 3.1)"
 
@@ -75,7 +75,7 @@ def _product(
         spread=spread,
         second_order=second_order,
         doubt=_decision_doubt,
-        kinks="none",
+        kinks=NO_KINKS,
         source=_SOURCE,
         examples=examples,
     )
@@ -144,7 +144,7 @@ def _added_product(name: str, multiply: Multiply, *examples: Example, batch: boo
         spread=spread,
         second_order=second_order,
         doubt=_decision_doubt,
-        kinks="none",
+        kinks=NO_KINKS,
         source=_SOURCE,
         examples=examples,
     )
@@ -160,7 +160,7 @@ def _summed_batches(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a, b).sum(0)
 
 
-CONTRACTION: tuple[Op, ...] = real_only(
+CONTRACTION: tuple[Op, ...] = (
     _product(
         "mm",
         torch.mm,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from numgeom.arithmetic.rounding import UNIT_ROUNDOFF, add_up, gamma_up, mul_up, sum_up
-from numgeom.ops.balls import nothing, unknown_unless_finite
+from numgeom.ops.balls import unknown_unless_finite
 from numgeom.ops.bilinear import (
     Multiply,
     bilinear_rounding,
@@ -28,7 +28,7 @@ from numgeom.ops.bilinear import (
 from numgeom.ops.drawing import tiny, wild
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, normal
-from numgeom.ops.reals import real_only
+from numgeom.ops.kinks import NO_KINKS
 
 aten = torch.ops.aten
 
@@ -173,15 +173,15 @@ _LINE = _settings(1, stride=3, padding=1)
 _DEPTHWISE = _settings(2, padding=1, groups=3)
 _ALL = [True, True, True]
 
-CONVOLUTION: tuple[Op, ...] = real_only(
+CONVOLUTION: tuple[Op, ...]  = (
     Op(
         name="convolution",
         kind=Kind.CONTRACTION,
         rounding=_rounding,
         spread=_spread,
         second_order=_second_order,
-        doubt=nothing,
-        kinks="none",
+        doubt=None,
+        kinks=NO_KINKS,
         source=_SOURCE,
         examples=(
             example(normal(2, 3, 5, 4), normal(2, 3, 3, 2), normal(2), *_PLAIN),
@@ -201,8 +201,8 @@ CONVOLUTION: tuple[Op, ...] = real_only(
         rounding=_backward_rounding,
         spread=_backward_spread,
         second_order=_backward_second_order,
-        doubt=nothing,
-        kinks="none",
+        doubt=None,
+        kinks=NO_KINKS,
         source=_SOURCE,
         examples=(
             example(normal(2, 2, 3, 3), normal(2, 3, 5, 4), normal(2, 3, 3, 2), [2], *_PLAIN, _ALL),

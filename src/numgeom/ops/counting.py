@@ -26,7 +26,7 @@ from numgeom.ops.balls import (
 from numgeom.ops.drawing import whole_numbers
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, given, normal, uniform
-from numgeom.ops.reals import real_only
+from numgeom.ops.kinks import Kinks, Where
 
 _ROUNDINGS = 32.0
 
@@ -88,20 +88,15 @@ def _doubt(call: Evaluation) -> Tensor | None:
     return None if moved is None else moved > 0
 
 
-def _second_order(call: Evaluation) -> Bound:
-    del call
-    return None
-
-
-COUNTING: tuple[Op, ...] = real_only(
+COUNTING: tuple[Op, ...] = (
     Op(
         name="histc",
         kind=Kind.REDUCTION,
         rounding=_rounding,
         spread=_spread,
-        second_order=_second_order,
+        second_order=None,
         doubt=_doubt,
-        kinks="the edges of the bins",
+        kinks=Kinks(Where.BOUND, "the edges of the bins", jumps=True),
         source="a decision per entry; edges by comparison of balls",
         examples=(
             example(normal(40), 6, -1.5, 2.0),

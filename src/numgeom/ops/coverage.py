@@ -12,7 +12,6 @@ from enum import Enum
 import torch
 from torch._ops import OpOverload
 
-from numgeom.ops.balls import says_nothing
 from numgeom.ops.entry import Kind, Op
 from numgeom.ops.refused import REFUSED
 from numgeom.ops.table import OPS, OpTable, functional_name
@@ -181,9 +180,9 @@ def _name(op: Op) -> str:
 def _row(op: Op) -> str:
     cells = (
         f"`{op.name}`",
-        "0" if says_nothing(op.rounding) else "bounded",
-        "0" if says_nothing(op.second_order) else "bounded",
-        op.kinks,
+        "0" if op.rounding is None else "bounded",
+        "0" if op.second_order is None else "bounded",
+        op.kinks.sentence,
         op.domain,
         op.source,
     )

@@ -13,6 +13,7 @@ argument of `bilinear` the multiplicity is the square root of that number.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,8 +35,8 @@ from numgeom.arithmetic.rounding import (
 from numgeom.ops.balls import filled, unknown_unless_finite
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import Maker, example, normal
+from numgeom.ops.kinks import Kinks, Where
 from numgeom.ops.moments import norm_remainder
-from numgeom.ops.reals import real_only
 
 _MANY_POINTS = 25  # aten/src/ATen/native/Distance.cpp: beyond it p = 2 takes the products way
 
@@ -216,7 +217,9 @@ def _about(centre: float, *shape: int) -> Maker:
     return lambda g: normal(*shape, scale=1e-3)(g) + centre
 
 
-DISTANCES: tuple[Op, ...] = real_only(
+_COINCIDE = Kinks(Where.TIP, "points that coincide", inputs=(0, 1))
+
+DISTANCES: tuple[Op, ...] = (
     Op(
         name="_cdist_forward",
         kind=Kind.CONTRACTION,
@@ -225,7 +228,7 @@ DISTANCES: tuple[Op, ...] = real_only(
         second_order=_second_order,
         multiplicity=_multiplicity,
         doubt=_doubt,
-        kinks="points that coincide",
+        kinks=_COINCIDE,
         source="sum of n terms in any order (Higham 2002, sec. 3.1)",
         examples=(
             example(normal(3, 4), normal(2, 4), 2.0, None),
@@ -245,7 +248,7 @@ DISTANCES: tuple[Op, ...] = real_only(
         second_order=_backward_second_order,
         multiplicity=lambda call: math.sqrt(call.y.shape[-1]) + 1e-9,
         doubt=_backward_doubt,
-        kinks="points that coincide",
+        kinks=replace(_COINCIDE, inputs=(4,), jumps=True),
         source="sum of n terms in any order (Higham 2002, sec. 3.1)",
         examples=(_backward_example(coincide=False), _backward_example(coincide=True)),
     ),

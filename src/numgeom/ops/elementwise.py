@@ -23,6 +23,7 @@ from numgeom.arithmetic.rounding import add_up, all_finite, mul_up, next_up
 from numgeom.ops.derivatives import ELEMENTARY, Derivatives
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.intervals import Interval, elementary_error
+from numgeom.ops.kinks import NO_KINKS
 
 MEASURED = "numgeom.arithmetic.accuracy (measured)"
 IEEE = "IEEE 754: correctly rounded"
@@ -137,16 +138,6 @@ def doubt_of_integers(call: Evaluation) -> Tensor | None:
     return any_doubt(call) if is_decision(call.y) else None
 
 
-def no_doubt(call: Evaluation) -> None:
-    """Say that f is smooth: no branch depends on a value."""
-    del call
-
-
-def exact(call: Evaluation) -> None:
-    """Say that nothing is rounded, or that f is linear."""
-    del call
-
-
 def repeats(call: Evaluation, *pairs: tuple[int, int]) -> float:
     """Multiplicity of an op whose remainder has terms e_i e_j, for these pairs of arguments.
 
@@ -214,8 +205,8 @@ def smooth_unary(
         rounding=rounding,
         spread=spread,
         second_order=second_order,
-        doubt=no_doubt,
-        kinks="none",
+        doubt=None,
+        kinks=NO_KINKS,
         domain=domain,
         source=source,
         examples=examples,

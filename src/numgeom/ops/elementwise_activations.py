@@ -25,6 +25,7 @@ from numgeom.ops.entry import Bound, Evaluation, Op
 from numgeom.ops.examples import example, given, normal, unary_examples, uniform
 from numgeom.ops.intervals import Interval
 from numgeom.ops.jets import Jet
+from numgeom.ops.kinks import AT_ZERO, NO_KINKS, Kinks, Where
 
 INF = math.inf
 SQRT_HALF = 0.70710678118654752440084436210485
@@ -239,8 +240,6 @@ def _shrink_jump(call: Evaluation, inputs: Inputs) -> Tensor:
 
 
 def _shrink_rounding(call: Evaluation) -> Bound:
-    if call.name == "hardshrink":
-        return None
     return finish_rounding(call, mul_up(call.y.abs(), UNIT_ROUNDOFF), (operand(call, 0),))
 
 
@@ -252,7 +251,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         "gelu",
         Formula(_X, _gelu),
         rounding=measured(_gelu_name, points=(*_ZERO, (INF, INF))),
-        kinks="none",
+        kinks=NO_KINKS,
         source=MEASURED,
         examples=(
             *unary_examples(-4.0, 4.0, (20.0, -30.0, 1e-20)),
@@ -263,7 +262,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         "silu",
         Formula(_X, _silu),
         rounding=measured("silu", points=(*_ZERO, (INF, INF))),
-        kinks="none",
+        kinks=NO_KINKS,
         source=MEASURED,
         examples=unary_examples(-4.0, 4.0, (40.0, -40.0, 1e-20, -700.0)),
     ),
@@ -271,7 +270,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         "mish",
         Formula(_X, _mish),
         rounding=measured("mish", points=_ZERO),
-        kinks="none",
+        kinks=NO_KINKS,
         source=MEASURED,
         examples=unary_examples(-4.0, 4.0, (40.0, -40.0, 1e-20)),
     ),
@@ -279,7 +278,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         "softplus",
         Formula(_X, _softplus, _softplus_doubt, _softplus_jump),
         rounding=measured(_softplus_name, points=((-INF, 0.0), (INF, INF))),
-        kinks="at the threshold, where it jumps",
+        kinks=Kinks(Where.BOUND, "at the threshold, where it jumps", jumps=True),
         source=MEASURED,
         examples=(
             *unary_examples(-4.0, 4.0, (20.0, 20.000001, 30.0, -40.0)),
@@ -290,7 +289,9 @@ ACTIVATIONS: tuple[Op, ...] = (
         "elu",
         Formula(_X, _elu, _zero_doubt),
         rounding=measured(_elu_name, points=_ZERO),
-        kinks="at 0, of the second derivative; of the first one unless alpha = 1",
+        kinks=Kinks(
+            Where.ZERO, "at 0, of the second derivative; of the first one unless alpha = 1"
+        ),
         source=MEASURED,
         examples=(
             *unary_examples(-3.0, 3.0, (-40.0, 1e-20, -1e-20)),
@@ -302,7 +303,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         "celu",
         Formula(_X, _celu, _zero_doubt),
         rounding=measured(_celu_name, points=_ZERO),
-        kinks="at 0, of the second derivative",
+        kinks=Kinks(Where.ZERO, "at 0, of the second derivative"),
         source=MEASURED,
         examples=(
             *unary_examples(-3.0, 3.0, (-40.0, 1e-20, -1e-20)),
@@ -313,7 +314,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         "_prelu_kernel",
         Formula(("self", "weight"), _prelu, _zero_doubt),
         rounding=_prelu_rounding,
-        kinks="at 0",
+        kinks=AT_ZERO,
         source="IEEE 754: one product",
         examples=(
             example(normal(3, 4), given([0.3], [-0.7], [0.0])),
@@ -322,9 +323,9 @@ ACTIVATIONS: tuple[Op, ...] = (
     ),
     composite(
         "hardsigmoid",
-        Formula(_X, _hard_sigmoid, _hard_doubt),
+        Formula(_X, _hard_sigmoid, _hard_doubt, linear_pieces=True),
         rounding=_hard_rounding,
-        kinks="at -3 and 3",
+        kinks=Kinks(Where.BOUND, "at -3 and 3"),
         source=_RUNNING,
         examples=unary_examples(-4.0, 4.0, (3.0, -3.0, 2.999999, -2.9999999, 1e-300, 9.0)),
     ),
@@ -332,16 +333,16 @@ ACTIVATIONS: tuple[Op, ...] = (
         "hardswish",
         Formula(_X, _hard_swish, _hard_doubt),
         rounding=_hard_rounding,
-        kinks="at -3 and 3",
+        kinks=Kinks(Where.BOUND, "at -3 and 3"),
         source=_RUNNING,
         examples=unary_examples(-4.0, 4.0, (3.0, -3.0, 2.999999, -2.9999999, 1e-300, 9.0)),
     ),
     *(
         composite(
             name,
-            Formula(_X, _shrink, _shrink_doubt, _shrink_jump),
-            rounding=_shrink_rounding,
-            kinks="where |x| is the bound",
+            Formula(_X, _shrink, _shrink_doubt, _shrink_jump, linear_pieces=True),
+            rounding=_shrink_rounding if name == "softshrink" else None,
+            kinks=Kinks(Where.BOUND, "where |x| is the bound", jumps=name == "hardshrink"),
             source="IEEE 754: at most one sum",
             examples=(
                 *unary_examples(-1.0, 1.0, (0.5, -0.5, 0.25, 1e300)),
@@ -354,7 +355,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         "tanh_backward",
         Formula(("grad_output", "output"), _tanh_backward),
         rounding=_tanh_backward_rounding,
-        kinks="none",
+        kinks=NO_KINKS,
         source=_RUNNING,
         examples=(
             example(normal(12), uniform(-1.0, 1.0, 12)),
@@ -365,7 +366,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         "sigmoid_backward",
         Formula(("grad_output", "output"), _sigmoid_backward),
         rounding=_sigmoid_backward_rounding,
-        kinks="none",
+        kinks=NO_KINKS,
         source=_RUNNING,
         examples=(
             example(normal(12), uniform(0.0, 1.0, 12)),

@@ -23,7 +23,6 @@ from numgeom.ops.elementwise import (
     Operand,
     doubt_of_integers,
     either,
-    exact,
     finish_rounding,
     finish_spread,
     is_decision,
@@ -42,6 +41,7 @@ from numgeom.ops.examples import (
     unary_examples,
     whole,
 )
+from numgeom.ops.kinks import NO_KINKS
 
 SMALLEST_NORMAL = 2.0**-1022
 
@@ -221,9 +221,9 @@ def _sum(name: str) -> Op:
         kind=Kind.ELEMENTWISE,
         rounding=_sum_rounding,
         spread=_sum_spread,
-        second_order=exact,
+        second_order=None,
         doubt=doubt_of_integers,
-        kinks="none",
+        kinks=NO_KINKS,
         source=IEEE,
         examples=_SUMS,
     )
@@ -236,7 +236,7 @@ MULTIPLICATION = Op(
     spread=_mul_spread,
     second_order=_mul_second_order,
     doubt=doubt_of_integers,
-    kinks="none",
+    kinks=NO_KINKS,
     source=IEEE,
     examples=(
         *binary_examples(),
@@ -256,11 +256,11 @@ ARITHMETIC: tuple[Op, ...] = (
     Op(
         name="neg",
         kind=Kind.EXACT,
-        rounding=exact,
+        rounding=None,
         spread=_negation_spread,
-        second_order=exact,
+        second_order=None,
         doubt=doubt_of_integers,
-        kinks="none",
+        kinks=NO_KINKS,
         source="IEEE 754: changes the sign bit",
         examples=(*unary_examples(-2.0, 2.0, NASTY), example(whole(3, 0, -1))),
     ),

@@ -7,7 +7,7 @@ covers both branches.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from numgeom.ops.elementwise import (
     Operand,
     doubt_of_integers,
     either,
-    exact,
     finish_rounding,
     finish_spread,
     is_decision,
@@ -36,6 +35,7 @@ from numgeom.ops.examples import (
     uniform,
     whole,
 )
+from numgeom.ops.kinks import AT_ZERO, Kinks, Where
 
 _KINK = (1.0, -1.0, 0.5, *NASTY)
 _EXACT = "computed exactly: picks one of its arguments"
@@ -123,7 +123,7 @@ def _number(value: float) -> Operand:
 
 
 def _choice_op(
-    name: str, choose: Chooser, kinks: str, examples: tuple[Example, ...], *, kind: Kind
+    name: str, choose: Chooser, kinks: Kinks, examples: tuple[Example, ...], *, kind: Kind
 ) -> Op:
     def spread(call: Evaluation) -> Bound:
         if is_decision(call.y):
@@ -144,9 +144,9 @@ def _choice_op(
     return Op(
         name=name,
         kind=kind,
-        rounding=exact,
+        rounding=None,
         spread=spread,
-        second_order=exact,
+        second_order=None,
         doubt=doubt,
         kinks=kinks,
         source=_EXACT,
@@ -255,11 +255,17 @@ _ONE_BOUND = (
     example(given(*_KINK), 0.0, label="zeros"),
     example(normal(0), 0.0, label="empty"),
 )
+_AT_THE_BOUNDS = Kinks(Where.BOUND, "at the bounds")
+_AT_THE_BOUND = Kinks(Where.EQUAL, "at the bound", inputs=(0, 1))
 CHOICES: tuple[Op, ...] = (
-    _choice_op("relu", _relu, "at 0", unary_examples(-1.0, 1.0, _KINK), kind=Kind.SELECTION),
+    _choice_op("relu", _relu, AT_ZERO, unary_examples(-1.0, 1.0, _KINK), kind=Kind.SELECTION),
     *(
         _choice_op(
-            name, pick, "where both are equal", (*binary_examples(), *_ties), kind=Kind.SELECTION
+            name,
+            pick,
+            Kinks(Where.EQUAL, "where both are equal", inputs=(0, 1)),
+            (*binary_examples(), *_ties),
+            kind=Kind.SELECTION,
         )
         for name, pick in (
             ("maximum", _maximum),
@@ -274,29 +280,31 @@ CHOICES: tuple[Op, ...] = (
             ),
         )
     ),
-    _choice_op("clamp", _clamp, "at the bounds", _CLAMPS, kind=Kind.SELECTION),
-    _choice_op("clamp_min", _clamp, "at the bound", _ONE_BOUND, kind=Kind.SELECTION),
-    _choice_op("clamp_max", _clamp, "at the bound", _ONE_BOUND, kind=Kind.SELECTION),
-    _choice_op("hardtanh", _clamp, "at the bounds", _TANH_LIKE, kind=Kind.SELECTION),
+    _choice_op(
+        "clamp", _clamp, replace(_AT_THE_BOUNDS, inputs=(0, 1, 2)), _CLAMPS, kind=Kind.SELECTION
+    ),
+    _choice_op("clamp_min", _clamp, _AT_THE_BOUND, _ONE_BOUND, kind=Kind.SELECTION),
+    _choice_op("clamp_max", _clamp, _AT_THE_BOUND, _ONE_BOUND, kind=Kind.SELECTION),
+    _choice_op("hardtanh", _clamp, _AT_THE_BOUNDS, _TANH_LIKE, kind=Kind.SELECTION),
     Op(
         name="abs",
         kind=Kind.ELEMENTWISE,
-        rounding=exact,
+        rounding=None,
         spread=_abs_spread,
-        second_order=exact,
+        second_order=None,
         doubt=_abs_doubt,
-        kinks="at 0",
+        kinks=AT_ZERO,
         source="IEEE 754: clears the sign bit",
         examples=(*unary_examples(-1.0, 1.0, _KINK), example(whole(3, -1, 0))),
     ),
     Op(
         name="threshold",
         kind=Kind.SELECTION,
-        rounding=exact,
+        rounding=None,
         spread=_threshold_spread,
-        second_order=exact,
+        second_order=None,
         doubt=_threshold_doubt,
-        kinks="at the threshold, where it jumps",
+        kinks=Kinks(Where.EQUAL, "at the threshold, where it jumps", inputs=(0, 1), jumps=True),
         source=_EXACT,
         examples=(
             example(normal(12), 0.1, 20.0),
@@ -309,9 +317,9 @@ CHOICES: tuple[Op, ...] = (
         kind=Kind.SELECTION,
         rounding=_leaky_rounding,
         spread=_leaky_spread,
-        second_order=exact,
+        second_order=None,
         doubt=_leaky_doubt,
-        kinks="at 0",
+        kinks=AT_ZERO,
         source="IEEE 754: one product",
         examples=(
             example(normal(12)),

@@ -34,6 +34,7 @@ from numgeom.ops.elementwise_arithmetic import (
 from numgeom.ops.elementwise_division import quotient_remainder, quotient_spread
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, given, normal, scalar, uniform
+from numgeom.ops.kinks import NO_KINKS
 
 
 def _compound(call: Evaluation) -> tuple[Operand, Operand, Operand, float]:
@@ -135,7 +136,7 @@ COMPOUND: tuple[Op, ...] = (
         second_order=_addcmul_second_order,
         multiplicity=lambda call: repeats(call, (1, 2)),
         doubt=doubt_of_integers,
-        kinks="none",
+        kinks=NO_KINKS,
         source=_SOURCE,
         examples=(
             example(normal(12), normal(12), normal(12)),
@@ -152,8 +153,8 @@ COMPOUND: tuple[Op, ...] = (
         spread=_addcdiv_spread,
         second_order=_addcdiv_second_order,
         multiplicity=lambda call: repeats(call, (1, 2), (2, 2)),
-        doubt=doubt_of_integers,
-        kinks="none",
+        doubt=None,
+        kinks=NO_KINKS,
         domain="divisor not 0",
         source=_SOURCE,
         examples=(
@@ -173,8 +174,8 @@ COMPOUND: tuple[Op, ...] = (
         spread=_lerp_spread,
         second_order=_lerp_second_order,
         multiplicity=lambda call: repeats(call, (0, 2), (1, 2)),
-        doubt=doubt_of_integers,
-        kinks="none",
+        doubt=None,
+        kinks=NO_KINKS,
         source=_SOURCE,
         examples=(
             example(normal(12), normal(12), uniform(0.0, 1.0, 12)),

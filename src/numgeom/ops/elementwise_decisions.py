@@ -10,9 +10,10 @@ from torch import Tensor
 
 from numgeom.arithmetic.lower_bounds import next_down
 from numgeom.arithmetic.rounding import add_up
-from numgeom.ops.elementwise import exact, operand
+from numgeom.ops.elementwise import operand
 from numgeom.ops.entry import Evaluation, Kind, Op
 from numgeom.ops.examples import NASTY, binary_examples, example, given, mask, normal, whole
+from numgeom.ops.kinks import NO_KINKS, Kinks, Where
 
 
 def _comparison_doubt(call: Evaluation) -> Tensor | None:
@@ -39,11 +40,11 @@ def _decision(name: str) -> Op:
     return Op(
         name=name,
         kind=Kind.ELEMENTWISE,
-        rounding=exact,
-        spread=exact,
-        second_order=exact,
+        rounding=None,
+        spread=None,
+        second_order=None,
         doubt=_comparison_doubt,
-        kinks="where both sides are equal",
+        kinks=Kinks(Where.EQUAL, "where both sides are equal", inputs=(0, 1), jumps=True),
         source="IEEE 754: comparisons are exact",
         examples=(
             *binary_examples(),
@@ -61,11 +62,11 @@ def _classification(name: str) -> Op:
     return Op(
         name=name,
         kind=Kind.ELEMENTWISE,
-        rounding=exact,
-        spread=exact,
-        second_order=exact,
+        rounding=None,
+        spread=None,
+        second_order=None,
         doubt=_classification_doubt,
-        kinks="none",
+        kinks=NO_KINKS,
         source="IEEE 754",
         examples=(
             example(given(*NASTY)),

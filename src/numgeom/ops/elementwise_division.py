@@ -6,6 +6,8 @@ that is rounded to a whole number is exact, and moves by whole steps.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +25,6 @@ from numgeom.ops.elementwise import (
     Operand,
     doubt_of_integers,
     either,
-    exact,
     finish_rounding,
     finish_spread,
     is_decision,
@@ -39,6 +40,7 @@ from numgeom.ops.elementwise_arithmetic import (
 from numgeom.ops.elementwise_steps import whole_quotient_rounding, whole_quotients
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, given, normal, scalar, uniform, whole
+from numgeom.ops.kinks import Kinks, Where
 
 
 def quotient_spread(a: Operand, b: Operand) -> Tensor:
@@ -167,6 +169,11 @@ _WHOLE = tuple(
 _DIVISION = "IEEE 754; by a number also as a product with its rounded reciprocal"
 
 
+def _is_rounded(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    del args
+    return kwargs.get("rounding_mode") is not None
+
+
 DIVISION: tuple[Op, ...] = (
     Op(
         name="div",
@@ -175,7 +182,13 @@ DIVISION: tuple[Op, ...] = (
         spread=_div_spread,
         second_order=_div_second_order,
         doubt=_div_doubt,
-        kinks="none; with a rounding mode, where the quotient is a whole number",
+        kinks=Kinks(
+            Where.WHOLE,
+            "none; with a rounding mode, where the quotient is a whole number",
+            inputs=(0, 1),
+            jumps=True,
+            occurs=_is_rounded,
+        ),
         domain="divisor not 0",
         source=_DIVISION,
         multiplicity=lambda call: repeats(call, (0, 1), (1, 1)),
@@ -186,9 +199,9 @@ DIVISION: tuple[Op, ...] = (
         kind=Kind.ELEMENTWISE,
         rounding=_div_rounding,
         spread=_div_spread,
-        second_order=exact,
+        second_order=None,
         doubt=_div_doubt,
-        kinks="where the quotient is a whole number",
+        kinks=Kinks(Where.WHOLE, "where the quotient is a whole number", inputs=(0, 1), jumps=True),
         domain="divisor not 0",
         source="IEEE 754; fmod is exact (C11, F.10.7.1)",
         examples=(

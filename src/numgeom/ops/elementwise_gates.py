@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from numgeom.arithmetic.rounding import TINY, UNIT_ROUNDOFF, add_up, difference_up, mul_up
-from numgeom.ops.elementwise import Operand, exact, finish_rounding, finish_spread, operand
+from numgeom.ops.elementwise import Operand, finish_rounding, finish_spread, operand
 from numgeom.ops.elementwise_choices import sides_of
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import NASTY, example, given, normal
+from numgeom.ops.kinks import Kinks, Where
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,13 @@ def _outside(call: Evaluation) -> Gate:
 
 
 def _gate(
-    name: str, read: Read, kinks: str, examples: tuple[Example, ...], *, source: str = ""
+    name: str,
+    read: Read,
+    kinks: Kinks,
+    examples: tuple[Example, ...],
+    *,
+    scales: bool = False,
+    source: str = "computed exactly: the gradient or 0",
 ) -> Op:
     def rounding(call: Evaluation) -> Bound:
         gate = read(call)
@@ -103,12 +110,12 @@ def _gate(
     return Op(
         name=name,
         kind=Kind.ELEMENTWISE,
-        rounding=rounding,
+        rounding=rounding if scales else None,
         spread=spread,
-        second_order=exact,
+        second_order=None,
         doubt=doubt,
         kinks=kinks,
-        source=source or "computed exactly: the gradient or 0",
+        source=source,
         examples=examples,
     )
 
@@ -125,16 +132,20 @@ def _examples(*options: float | bool) -> tuple[Example, ...]:
     )
 
 
+_AT_THE_THRESHOLD = Kinks(Where.EQUAL, "at the threshold", inputs=(1, 2), jumps=True)
+_AT_THE_BOUNDS = Kinks(Where.BOUND, "at the bounds", inputs=(1,), jumps=True)
+_AT_EITHER_BOUND = Kinks(Where.BOUND, "where |x| is the bound", inputs=(1,), jumps=True)
 GATES: tuple[Op, ...] = (
-    _gate("threshold_backward", _above, "at the threshold", _examples(0.0)),
-    _gate("hardtanh_backward", _inside, "at the bounds", _examples(-1.0, 1.0)),
-    _gate("hardshrink_backward", _outside, "where |x| is the bound", _examples(0.5)),
-    _gate("softshrink_backward", _outside, "where |x| is the bound", _examples(0.5)),
+    _gate("threshold_backward", _above, _AT_THE_THRESHOLD, _examples(0.0)),
+    _gate("hardtanh_backward", _inside, _AT_THE_BOUNDS, _examples(-1.0, 1.0)),
+    _gate("hardshrink_backward", _outside, _AT_EITHER_BOUND, _examples(0.5)),
+    _gate("softshrink_backward", _outside, _AT_EITHER_BOUND, _examples(0.5)),
     _gate(
         "leaky_relu_backward",
         _leaky,
-        "at 0",
+        Kinks(Where.ZERO, "at 0", inputs=(1,), jumps=True),
         (*_examples(0.01, False), *_examples(-0.3, False)),
+        scales=True,
         source="IEEE 754: one product",
     ),
 )

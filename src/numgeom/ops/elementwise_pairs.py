@@ -14,9 +14,7 @@ from numgeom.ops.composite import Formula, Inputs, composite, measured
 from numgeom.ops.elementwise import (
     IEEE,
     MEASURED,
-    exact,
     finish_spread,
-    no_doubt,
     operand,
 )
 from numgeom.ops.elementwise_arithmetic import MULTIPLICATION
@@ -24,6 +22,7 @@ from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, given, normal, unary_examples, uniform
 from numgeom.ops.intervals import Interval, constant, reciprocal
 from numgeom.ops.jets import Jet
+from numgeom.ops.kinks import NO_KINKS, Kinks, Where, smooth
 
 
 def _logaddexp(call: Evaluation, a: Jet, b: Jet) -> Jet:
@@ -111,17 +110,17 @@ def _noise_rounding(call: Evaluation) -> Bound:
     product = _as_product(call)
     if product is None:
         return torch.full_like(call.y, math.inf)
-    return MULTIPLICATION.rounding(product)
+    return MULTIPLICATION.rounding_of(product)
 
 
 def _noise_spread(call: Evaluation) -> Bound:
     product = _as_product(call)
-    return None if product is None else MULTIPLICATION.spread(product)
+    return None if product is None else MULTIPLICATION.spread_of(product)
 
 
 def _noise_second_order(call: Evaluation) -> Bound:
     product = _as_product(call)
-    return None if product is None else MULTIPLICATION.second_order(product)
+    return None if product is None else MULTIPLICATION.second_order_of(product)
 
 
 _TWO = ("self", "other")
@@ -131,7 +130,7 @@ PAIRS: tuple[Op, ...] = (
         "logaddexp",
         Formula(_TWO, _logaddexp),
         rounding=measured("logaddexp", count=2),
-        kinks="none",
+        kinks=NO_KINKS,
         source=MEASURED,
         examples=(
             example(normal(12), normal(12)),
@@ -143,7 +142,7 @@ PAIRS: tuple[Op, ...] = (
         "hypot",
         Formula(_TWO, _hypot),
         rounding=measured("hypot", count=2),
-        kinks="at the origin",
+        kinks=Kinks(Where.TIP, "at the origin", inputs=(0, 1)),
         source=MEASURED,
         examples=(
             example(normal(12), normal(12)),
@@ -155,7 +154,7 @@ PAIRS: tuple[Op, ...] = (
         "atan2",
         Formula(_TWO, _atan2, _cut, _full_turn),
         rounding=_atan2_rounding,
-        kinks="on the negative axis, where it jumps",
+        kinks=Kinks(Where.CUT, "on the negative axis, where it jumps", inputs=(0, 1), jumps=True),
         domain="not the origin",
         source=MEASURED,
         examples=(
@@ -168,7 +167,7 @@ PAIRS: tuple[Op, ...] = (
         "xlogy",
         Formula(_TWO, _xlogy),
         rounding=_xlogy_rounding,
-        kinks="none",
+        kinks=NO_KINKS,
         domain="y > 0, or x = 0",
         source=MEASURED,
         examples=(
@@ -180,11 +179,11 @@ PAIRS: tuple[Op, ...] = (
     Op(
         name="nan_to_num",
         kind=Kind.EXACT,
-        rounding=exact,
+        rounding=None,
         spread=_passed_on,
-        second_order=exact,
+        second_order=None,
         doubt=_finite_doubt,
-        kinks="none: a finite number is passed on",
+        kinks=smooth("none: a finite number is passed on"),
         source=IEEE,
         examples=unary_examples(-1.0, 1.0, (math.inf, -math.inf, 1e300)),
     ),
@@ -194,8 +193,8 @@ PAIRS: tuple[Op, ...] = (
         rounding=_noise_rounding,
         spread=_noise_spread,
         second_order=_noise_second_order,
-        doubt=no_doubt,
-        kinks="none: the noise holds the slopes",
+        doubt=None,
+        kinks=smooth("none: the noise holds the slopes"),
         source=IEEE,
         examples=(example(normal(6), normal(6), uniform(0.1, 1.0, 6), 0.125, 0.33, True, False),),
     ),

@@ -30,6 +30,7 @@ from numgeom.ops.elementwise_arithmetic import correctly_rounded_product
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import NASTY, example, given, normal, unary_examples, uniform, whole
 from numgeom.ops.intervals import Interval, elementary_error, reciprocal
+from numgeom.ops.kinks import NO_KINKS
 
 INF = math.inf
 
@@ -221,7 +222,7 @@ SMOOTH: tuple[Op, ...] = (
         spread=_power_spread,
         second_order=_power_second_order,
         doubt=doubt_of_integers,
-        kinks="none",
+        kinks=NO_KINKS,
         domain="x > 0, or a whole exponent",
         source=MEASURED,
         multiplicity=lambda call: repeats(call, (0, 0), (0, 1), (1, 1)),

@@ -15,15 +15,15 @@ from numgeom.ops.elementwise import (
     Operand,
     doubt_of_integers,
     either,
-    exact,
     finish_rounding,
     finish_spread,
     is_decision,
     operand,
 )
-from numgeom.ops.entry import Bound, Evaluation, Kind, Op
+from numgeom.ops.entry import Bound, Evaluation, Fact, Kind, Op
 from numgeom.ops.examples import example, given, normal, unary_examples, uniform, whole
 from numgeom.ops.intervals import Interval
+from numgeom.ops.kinks import Kinks, Where
 
 
 def whole_quotients(a: Operand, b: Operand, mode: str) -> tuple[Tensor, Tensor]:
@@ -94,13 +94,13 @@ def _step_rounding(call: Evaluation) -> Bound:
     return None
 
 
-def _step(name: str, kinks: str, *special: float) -> Op:
+def _step(name: str, kinks: Kinks, *, rounding: Fact | None = None) -> Op:
     return Op(
         name=name,
         kind=Kind.ELEMENTWISE,
-        rounding=_step_rounding,
+        rounding=rounding,
         spread=_step_spread,
-        second_order=exact,
+        second_order=None,
         doubt=_step_doubt,
         kinks=kinks,
         source="IEEE 754: exact",
@@ -169,9 +169,9 @@ def _remainder(name: str) -> Op:
         kind=Kind.ELEMENTWISE,
         rounding=_remainder_rounding,
         spread=_remainder_spread,
-        second_order=exact,
+        second_order=None,
         doubt=_remainder_doubt,
-        kinks="where the quotient is a whole number",
+        kinks=Kinks(Where.WHOLE, "where the quotient is a whole number", inputs=(0, 1), jumps=True),
         domain="divisor not 0",
         source="fmod is exact (C11, F.10.7.1)",
         examples=(
@@ -185,21 +185,25 @@ def _remainder(name: str) -> Op:
     )
 
 
+_WHOLE = Kinks(Where.WHOLE, "at whole numbers", jumps=True)
+_WHOLE_BUT_ZERO = Kinks(Where.WHOLE, "at whole numbers except 0", jumps=True)
+_HALFWAY = Kinks(Where.WHOLE, "halfway between whole numbers", jumps=True)
+_SIGN_CHANGES = Kinks(Where.ZERO, "at 0", jumps=True)
 STEP_OPS: tuple[Op, ...] = (
-    _step("floor", "at whole numbers"),
-    _step("ceil", "at whole numbers"),
-    _step("trunc", "at whole numbers except 0"),
-    _step("round", "halfway between whole numbers"),
-    _step("sign", "at 0"),
-    _step("sgn", "at 0"),
+    _step("floor", _WHOLE),
+    _step("ceil", _WHOLE),
+    _step("trunc", _WHOLE_BUT_ZERO),
+    _step("round", _HALFWAY, rounding=_step_rounding),
+    _step("sign", _SIGN_CHANGES),
+    _step("sgn", _SIGN_CHANGES),
     Op(
         name="frac",
         kind=Kind.ELEMENTWISE,
-        rounding=exact,
+        rounding=None,
         spread=_frac_spread,
-        second_order=exact,
+        second_order=None,
         doubt=_frac_doubt,
-        kinks="at whole numbers except 0",
+        kinks=_WHOLE_BUT_ZERO,
         source="IEEE 754: the difference to the whole part is a float64 number",
         examples=unary_examples(-3.0, 3.0, (0.5, 1.0, 2.0, -3.0, 1e17, 4.999999999999999)),
     ),

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from numgeom.ops.kinks import Kinks
+
 Bound = Tensor | None  # None: exactly zero everywhere
 
 
@@ -79,11 +81,17 @@ class Example:
     label: str = ""
 
 
+Fact = Callable[[Evaluation], Any]
+
+
 @dataclass(frozen=True)
 class Op:
-    """The facts about one op. Every function takes an `Evaluation`.
+    """The facts about one op. Every fact is a function of an `Evaluation`, or None.
 
-    For an op with several outputs each function returns a tuple, one item per output.
+    A fact that is None is zero for every call: nothing rounds, nothing moves, f is linear, no
+    decision is ever in doubt. For an op with several outputs a fact returns a tuple, one item per
+    output, or None. The drivers ask through `rounding_of` and its kin, and only calls that
+    `applies_to` admits.
 
     Attributes:
         name: Functional name without namespace and overload; all overloads share the entry.
@@ -99,20 +107,53 @@ class Op:
         doubt: Mask over the entries of y (or of the decision that the op makes) where the branch
             taken may be another one for some |e| <= r; None: never. For y a decision this is the
             doubt about it.
-        kinks: Where f has no derivative, in words; "none" is a statement.
+        kinks: Where f has no derivative; "none" is a statement.
         domain: Where f is defined over the reals.
         source: Where the constants come from.
         examples: What the laws are tried on.
+        complex_too: Whether the facts hold for complex entries, of which nothing but "certain" or
+            "in doubt" is ever known. Without it a call with complex entries has no rule.
     """
 
     name: str
     kind: Kind
-    rounding: Callable[[Evaluation], Any]
-    spread: Callable[[Evaluation], Any]
-    second_order: Callable[[Evaluation], Any]
-    doubt: Callable[[Evaluation], Any]
-    kinks: str
+    rounding: Fact | None
+    spread: Fact | None
+    second_order: Fact | None
+    doubt: Fact | None
+    kinks: Kinks
     source: str
     examples: tuple[Example, ...] = ()
     domain: str = "the reals"
     multiplicity: Callable[[Evaluation], float] = lambda call: 1.0
+    complex_too: bool = False
+
+    def applies_to(self, call: Evaluation) -> bool:
+        """Whether the facts hold for this call; if not, the call has no rule."""
+        return self.complex_too or not _is_complex((call.y, call.args, call.kwargs))
+
+    def rounding_of(self, call: Evaluation) -> Any:
+        """The rounding of a call; None: exact."""
+        return None if self.rounding is None else self.rounding(call)
+
+    def spread_of(self, call: Evaluation) -> Any:
+        """The spread of a call; None: nothing moves."""
+        return None if self.spread is None else self.spread(call)
+
+    def second_order_of(self, call: Evaluation) -> Any:
+        """The second-order remainder of a call; None: it is zero."""
+        return None if self.second_order is None else self.second_order(call)
+
+    def doubt_of(self, call: Evaluation) -> Any:
+        """The doubt about a call's branch or decision; None: it is certain."""
+        return None if self.doubt is None else self.doubt(call)
+
+
+def _is_complex(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_complex()
+    if isinstance(value, Mapping):
+        return any(map(_is_complex, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_complex, value))
+    return isinstance(value, complex)

@@ -10,22 +10,24 @@ import torch
 from torch import Tensor
 
 from numgeom.arithmetic.rounding import TINY, UNIT_ROUNDOFF, add_up, gamma_up, mul_up
-from numgeom.ops.balls import nothing, unknown_unless_finite
+from numgeom.ops.balls import unknown_unless_finite
 from numgeom.ops.drawing import wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example
+from numgeom.ops.kinks import NO_KINKS
 
 
 def _filled(name: str, *examples: Example, source: str = "exact: a stated number") -> Op:
     return Op(
         name=name,
         kind=Kind.EXACT,
-        rounding=nothing,
-        spread=nothing,
-        second_order=nothing,
-        doubt=nothing,
-        kinks="none",
+        rounding=None,
+        spread=None,
+        second_order=None,
+        doubt=None,
+        kinks=NO_KINKS,
         source=source,
+        complex_too=True,
         examples=examples,
     )
 
@@ -35,10 +37,10 @@ def _steps(name: str, rounding: Any, *examples: Example) -> Op:
         name=name,
         kind=Kind.EXACT,
         rounding=rounding,
-        spread=nothing,
-        second_order=nothing,
-        doubt=nothing,
-        kinks="none",
+        spread=None,
+        second_order=None,
+        doubt=None,
+        kinks=NO_KINKS,
         source="start + i * step, at most three roundings (IEEE 754)",
         examples=examples,
     )

@@ -18,16 +18,15 @@ from numgeom.ops.balls import (
     filled,
     is_decision,
     lower_end,
-    nothing,
     radius_of,
     unknown,
     upper_end,
 )
-from numgeom.ops.drawing import booleans, integers, several, wild
+from numgeom.ops.drawing import booleans, integers, several, whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.kinks import GIVEN_INDICES, GIVEN_MASK, Kinks, Where
 from numgeom.ops.movement import moved_doubts, moved_radii
-from numgeom.ops.reals import real_only
 
 aten = torch.ops.aten
 
@@ -37,11 +36,11 @@ def _picking(name: str, *examples: Example, index: int) -> Op:
     return Op(
         name=name,
         kind=Kind.EXACT,
-        rounding=nothing,
+        rounding=None,
         spread=partial(_picked_radii, index=index),
-        second_order=nothing,
+        second_order=None,
         doubt=partial(_picked_doubts, index=index),
-        kinks="none, for given indices",
+        kinks=GIVEN_INDICES,
         source="exact: entries are copied",
         examples=examples,
     )
@@ -110,7 +109,7 @@ def _nonzero_doubt(call: Evaluation) -> Any:
     """If one entry may be zero or not, all positions after it may change, and their number."""
     x, radius = call.args[0], call.radius(0)
     inexact = radius is not None and bool(((radius > 0) & ~(x.abs() > radius)).any())
-    return doubtful(call) if inexact or any_doubt(call.doubt(0)) else nothing(call)
+    return doubtful(call) if inexact or any_doubt(call.doubt(0)) else None
 
 
 def _masked_select(call: Evaluation) -> Any:
@@ -135,7 +134,7 @@ def _masked_select_doubt(call: Evaluation) -> Any:
     return torch.masked_select(doubt.expand(shape), call.args[1])
 
 
-INDEXING: tuple[Op, ...] = real_only(
+INDEXING: tuple[Op, ...] = (
     _picking("gather", example(wild(3, 4), 1, integers(0, 4, 3, 2)), index=2),
     _picking(
         "index_select",
@@ -156,11 +155,11 @@ INDEXING: tuple[Op, ...] = real_only(
     Op(
         name="index_fill",
         kind=Kind.EXACT,
-        rounding=nothing,
+        rounding=None,
         spread=_index_fill,
-        second_order=nothing,
+        second_order=None,
         doubt=_index_fill_doubt,
-        kinks="none, for given indices",
+        kinks=GIVEN_INDICES,
         source="exact: entries are copied",
         examples=(
             example(wild(3, 4), 1, integers(0, 4, 2), 0.5),
@@ -170,23 +169,27 @@ INDEXING: tuple[Op, ...] = real_only(
     Op(
         name="masked_select",
         kind=Kind.EXACT,
-        rounding=nothing,
+        rounding=None,
         spread=_masked_select,
-        second_order=nothing,
+        second_order=None,
         doubt=_masked_select_doubt,
-        kinks="none, for a given mask",
+        kinks=GIVEN_MASK,
         source="exact: entries are copied",
         examples=(example(wild(3, 4), booleans(3, 4)), example(wild(3, 4), booleans(4))),
     ),
     Op(
         name="nonzero",
         kind=Kind.SELECTION,
-        rounding=nothing,
-        spread=nothing,
-        second_order=nothing,
+        rounding=None,
+        spread=None,
+        second_order=None,
         doubt=_nonzero_doubt,
-        kinks="x = 0",
+        kinks=Kinks(Where.ZERO, "x = 0", jumps=True),
         source="exact: a decision",
-        examples=(example(integers(-1, 2, 3, 4)), example(booleans(5))),
+        examples=(
+            example(integers(-1, 2, 3, 4)),
+            example(booleans(5)),
+            example(whole_numbers(1, 4, 5)),
+        ),
     ),
 )

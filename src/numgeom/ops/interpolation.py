@@ -25,13 +25,13 @@ from numgeom.arithmetic.rounding import (
     mul_up,
 )
 from numgeom.ops.accumulation import accumulation
-from numgeom.ops.balls import nothing, unknown_unless_finite
+from numgeom.ops.balls import unknown_unless_finite
 from numgeom.ops.drawing import wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.interpolation_weights import Weights, cubic_weights, linear_weights
+from numgeom.ops.kinks import NO_KINKS
 from numgeom.ops.movement import movement
-from numgeom.ops.reals import real_only
 
 
 def _dimensions(call: Evaluation) -> list[Weights]:
@@ -87,9 +87,9 @@ def _linear(name: str, *examples: Example) -> Op:
         kind=Kind.REDUCTION,
         rounding=_rounding,
         spread=_spread,
-        second_order=nothing,
-        doubt=nothing,
-        kinks="none",
+        second_order=None,
+        doubt=None,
+        kinks=NO_KINKS,
         source="weighted sum of n terms in any order (Higham 2002, sec. 3.1)",
         examples=examples,
     )
@@ -103,11 +103,12 @@ def _nearest(name: str) -> Any:
         accumulation(
             f"{name}_backward",
             example(normal(1, 2, *sizes[:n]), sizes[:n], [1, 2, *[3] * n]),
+            reals_alone=True,
         ),
     )
 
 
-INTERPOLATION: tuple[Op, ...] = real_only(
+INTERPOLATION: tuple[Op, ...] = (
     _linear(
         "upsample_linear1d",
         example(normal(1, 2, 4), [7], False),

@@ -4,6 +4,7 @@ A result is in doubt where an argument is, unless a certain argument decides: ce
 `and`, certain True in an `or`. Real arguments count as true where they are not 0.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,14 +14,13 @@ from numgeom.ops.balls import (
     any_doubt,
     doubtful,
     lower_end,
-    nothing,
     truth_doubt,
     upper_end,
 )
 from numgeom.ops.drawing import booleans, integers, whole_numbers
 from numgeom.ops.entry import Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
-from numgeom.ops.reals import real_only
+from numgeom.ops.kinks import NO_KINKS, Kinks, Where
 
 aten = torch.ops.aten
 
@@ -82,13 +82,13 @@ def _search_doubt(call: Evaluation) -> Any:
     return low != op(*args, **call.kwargs)
 
 
-def _logic(name: str, *examples: Example, doubt: Any = _doubt, kinks: str = "none") -> Op:
+def _logic(name: str, *examples: Example, doubt: Any = _doubt, kinks: Kinks = NO_KINKS) -> Op:
     return Op(
         name=name,
         kind=Kind.ELEMENTWISE,
-        rounding=nothing,
-        spread=nothing,
-        second_order=nothing,
+        rounding=None,
+        spread=None,
+        second_order=None,
         doubt=doubt,
         kinks=kinks,
         source="exact: decisions",
@@ -100,11 +100,19 @@ _BITS = example(integers(0, 9, 3, 4), integers(0, 9, 4))
 _BOOLEANS = example(booleans(3, 4), booleans(4))
 _REALS = example(whole_numbers(-1, 2, 3, 4), booleans(4))
 
-LOGIC: tuple[Op, ...] = real_only(
-    _logic("logical_and", _BOOLEANS, _REALS, kinks="0, for real arguments"),
-    _logic("logical_or", _BOOLEANS, _REALS, kinks="0, for real arguments"),
-    _logic("logical_xor", _BOOLEANS, _REALS, kinks="0, for real arguments"),
-    _logic("logical_not", example(booleans(5)), example(whole_numbers(-1, 2, 5))),
+_TRUTH = Kinks(Where.ZERO, "0, for real arguments", inputs=(0, 1), jumps=True)
+_BOUNDARIES = Kinks(Where.EQUAL, "the boundaries", inputs=(0, 1), jumps=True)
+
+LOGIC: tuple[Op, ...] = (
+    _logic("logical_and", _BOOLEANS, _REALS, kinks=_TRUTH),
+    _logic("logical_or", _BOOLEANS, _REALS, kinks=_TRUTH),
+    _logic("logical_xor", _BOOLEANS, _REALS, kinks=_TRUTH),
+    _logic(
+        "logical_not",
+        example(booleans(5)),
+        example(whole_numbers(-1, 2, 5)),
+        kinks=replace(_TRUTH, inputs=(0,)),
+    ),
     _logic("bitwise_and", _BOOLEANS, _BITS, example(booleans(3), True)),
     _logic("bitwise_or", _BOOLEANS, _BITS),
     _logic("bitwise_xor", _BOOLEANS, _BITS),
@@ -117,12 +125,12 @@ LOGIC: tuple[Op, ...] = real_only(
         "bucketize",
         example(normal(5), lambda _: torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)),
         doubt=_search_doubt,
-        kinks="the boundaries",
+        kinks=_BOUNDARIES,
     ),
     _logic(
         "searchsorted",
         example(lambda _: torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64), normal(5)),
         doubt=_search_doubt,
-        kinks="the boundaries",
+        kinks=_BOUNDARIES,
     ),
 )

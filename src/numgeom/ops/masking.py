@@ -15,14 +15,13 @@ from numgeom.ops.balls import (
     doubtful,
     gap_up,
     is_decision,
-    nothing,
     real_radius,
     unknown,
 )
 from numgeom.ops.drawing import booleans, whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, normal
-from numgeom.ops.reals import real_only
+from numgeom.ops.kinks import GIVEN_MASK
 
 
 def pick(
@@ -68,7 +67,7 @@ def _value(call: Evaluation, position: int) -> tuple[Any, Bound, Tensor | None]:
 
 def _spread(call: Evaluation) -> Any:
     if len(call.args) < 2:  # where(condition) is nonzero
-        return nothing(call)
+        return None
     if is_decision(call.y):
         return None
     at, (yes, no) = _branches(call)
@@ -79,7 +78,7 @@ def _spread(call: Evaluation) -> Any:
 def _doubt(call: Evaluation) -> Any:
     """For decisions: the doubt about the picked one, or a doubtful pick between two values."""
     if len(call.args) < 2:
-        return doubtful(call) if any_doubt(call.doubt(0)) else nothing(call)
+        return doubtful(call) if any_doubt(call.doubt(0)) else None
     if not is_decision(call.y):
         return None
     at, (yes, no) = _branches(call)
@@ -118,15 +117,15 @@ def _scatter_doubt(call: Evaluation) -> Any:
     return doubtful(call) if any(any_doubt(call.doubt(p)) for p in range(3)) else None
 
 
-MASKING: tuple[Op, ...] = real_only(
+MASKING: tuple[Op, ...] = (
     Op(
         name="where",
         kind=Kind.EXACT,
-        rounding=nothing,
+        rounding=None,
         spread=_spread,
-        second_order=nothing,
+        second_order=None,
         doubt=_doubt,
-        kinks="none, for a given mask",
+        kinks=GIVEN_MASK,
         source="exact: entries are copied",
         examples=(
             example(booleans(3, 4), wild(3, 4), wild(4)),
@@ -138,11 +137,11 @@ MASKING: tuple[Op, ...] = real_only(
     Op(
         name="masked_fill",
         kind=Kind.EXACT,
-        rounding=nothing,
+        rounding=None,
         spread=_spread,
-        second_order=nothing,
+        second_order=None,
         doubt=_doubt,
-        kinks="none, for a given mask",
+        kinks=GIVEN_MASK,
         source="exact: entries are copied",
         examples=(
             example(wild(3, 4), booleans(4), float("-inf")),
@@ -153,11 +152,11 @@ MASKING: tuple[Op, ...] = real_only(
     Op(
         name="masked_scatter",
         kind=Kind.EXACT,
-        rounding=nothing,
+        rounding=None,
         spread=_scatter_spread,
-        second_order=nothing,
+        second_order=None,
         doubt=_scatter_doubt,
-        kinks="none, for a given mask",
+        kinks=GIVEN_MASK,
         source="exact: entries are copied",
         examples=(example(wild(3, 4), booleans(3, 4), wild(12)),),
     ),

@@ -38,11 +38,11 @@ from numgeom.arithmetic.rounding import (
     sqrt_up,
     sum_up,
 )
-from numgeom.ops.balls import nothing, unknown_unless_finite
+from numgeom.ops.balls import unknown_unless_finite
 from numgeom.ops.drawing import swapped, wild
-from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
+from numgeom.ops.entry import Bound, Evaluation, Example, Fact, Kind, Op
 from numgeom.ops.examples import Maker, example, normal
-from numgeom.ops.reals import real_only
+from numgeom.ops.kinks import NO_KINKS, Kinks, Where
 from numgeom.ops.reduction import count_of, mean_up, reduced_dims, tiny_where
 
 # -- variance ----------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def _measured(y: Tensor, reference: Tensor, error: Tensor) -> Tensor:
 def _variance_spread(call: Evaluation) -> Any:
     r = call.radius(0)
     if r is None:
-        return nothing(call)
+        return None
     layout = _layout(call)
     if not _is_defined(call, layout):
         return _unknown(call)
@@ -199,7 +199,7 @@ def _deviation_spread(r: Tensor, layout: _Layout) -> Tensor:
 def _variance_second_order(call: Evaluation) -> Any:
     r = call.radius(0)
     if r is None:
-        return nothing(call)
+        return None
     layout = _layout(call)
     if not _is_defined(call, layout):
         return _unknown(call)
@@ -312,11 +312,11 @@ def _most(r: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
 def _deviation_doubt(call: Evaluation) -> Any:
     """The kink of a standard deviation is 0: all entries equal."""
     r = call.radius(0)
-    if r is None or not call.name.startswith("std"):
-        return nothing(call)
+    if r is None:
+        return None
     layout = _layout(call)
     if not _is_defined(call, layout):
-        return nothing(call)
+        return None
     z = _two_pass(call.args[0], layout)
     low = sqrt_down(sub_down(z.variance, z.variance_error))
     reach = div_up(norm_up(r, layout.dims, keepdim=True), sqrt_down(layout.divisor))
@@ -324,14 +324,14 @@ def _deviation_doubt(call: Evaluation) -> Any:
     return _like_outputs(call, mask, None)
 
 
-def _moment(name: str, kinks: str, *examples: Example) -> Op:
+def _moment(name: str, kinks: Kinks, doubt: Fact | None, *examples: Example) -> Op:
     return Op(
         name=name,
         kind=Kind.REDUCTION,
         rounding=_variance_rounding,
         spread=_variance_spread,
         second_order=_variance_second_order,
-        doubt=_deviation_doubt,
+        doubt=doubt,
         kinks=kinks,
         source="measured against two passes with a proved bound",
         domain="n > correction",
@@ -354,11 +354,13 @@ def _variance_examples(**kwargs: Any) -> tuple[Example, ...]:
     )
 
 
-MOMENTS: tuple[Op, ...] = real_only(
-    _moment("var", "none", *_variance_examples()),
-    _moment("var_mean", "none", *_variance_examples()),
-    _moment("std", "all entries equal", *_variance_examples()),
-    _moment("std_mean", "all entries equal", *_variance_examples()),
+_ALL_EQUAL = Kinks(Where.TIP, "all entries equal")
+
+MOMENTS: tuple[Op, ...] = (
+    _moment("var", NO_KINKS, None, *_variance_examples()),
+    _moment("var_mean", NO_KINKS, None, *_variance_examples()),
+    _moment("std", _ALL_EQUAL, _deviation_doubt, *_variance_examples()),
+    _moment("std_mean", _ALL_EQUAL, _deviation_doubt, *_variance_examples()),
     Op(
         name="linalg_vector_norm",
         kind=Kind.REDUCTION,
@@ -366,7 +368,10 @@ MOMENTS: tuple[Op, ...] = real_only(
         spread=_norm_spread,
         second_order=_norm_second_order,
         doubt=_norm_doubt,
-        kinks="x = 0 for the 2-norm, an entry of 0 for the 1-norm, ties for the largest entry",
+        kinks=Kinks(
+            Where.TIP,
+            "x = 0 for the 2-norm, an entry of 0 for the 1-norm, ties for the largest entry",
+        ),
         source="sum of n squares in any order, and a root (Higham 2002, sec. 3.1)",
         examples=(
             example(normal(3, 5), 2, [1]),

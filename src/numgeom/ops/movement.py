@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from numgeom.ops.balls import doubtful, nothing, real_radius, unknown
+from numgeom.ops.balls import doubtful, real_radius, unknown
 from numgeom.ops.entry import Evaluation, Example, Kind, Op
+from numgeom.ops.kinks import NO_KINKS
 
 aten = torch.ops.aten
 
@@ -35,12 +36,13 @@ def movement(
     return Op(
         name=name,
         kind=Kind.EXACT,
-        rounding=nothing,
+        rounding=None,
         spread=partial(moved_radii, data=data, constants=constants),
-        second_order=nothing,
+        second_order=None,
         doubt=partial(moved_doubts, data=data, constants=constants),
-        kinks="none",
+        kinks=NO_KINKS,
         source="exact: entries are copied",
+        complex_too=True,
         examples=examples,
     )
 
@@ -50,10 +52,10 @@ def moved_radii(
 ) -> Any:
     """Radii of y: those of x, moved."""
     if _reads_bits(call):
-        return unknown(call) if _is_inexact(call, data) else nothing(call)
+        return unknown(call) if _is_inexact(call, data) else None
     found = [_each(real_radius, call, p) for p in data]
     if all(_is_none(f) for f in found):
-        return nothing(call)
+        return None
     moved = _apply(call, data, constants, found)
     return _per_output(call, moved, lambda y, m: None if _has_doubts(y) else m)
 
@@ -63,10 +65,10 @@ def moved_doubts(
 ) -> Any:
     """Doubts of y, where it holds decisions: those of x, moved."""
     if _reads_bits(call):
-        return doubtful(call) if _is_inexact(call, data) else nothing(call)
+        return doubtful(call) if _is_inexact(call, data) else None
     found = [_each(lambda x, r, d: d if _has_doubts(x) else None, call, p) for p in data]
     if all(_is_none(f) for f in found):
-        return nothing(call)
+        return None
     moved = _apply(call, data, constants, [_as_numbers(f) for f in found])
     return _per_output(call, moved, lambda y, m: m != 0 if _has_doubts(y) else None)
 

@@ -24,7 +24,6 @@ from numgeom.ops.balls import (
     filled,
     is_decision,
     lower_end,
-    nothing,
     radius_of,
     upper_end,
 )
@@ -32,7 +31,7 @@ from numgeom.ops.choice import monotone_spread
 from numgeom.ops.drawing import whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import Maker, example, normal
-from numgeom.ops.reals import real_only
+from numgeom.ops.kinks import GIVEN_INDICES, Kinks, Where
 from numgeom.ops.windows import adaptive_windows, regular_windows
 
 
@@ -89,7 +88,7 @@ def _pool_doubt(call: Evaluation) -> Any:
     x, r = call.args[0], call.radius(0)
     value, index = call.y
     if r is None or index.numel() == 0:
-        return nothing(call)
+        return None
     dims = _dims(call)
     if call.name.startswith("fractional"):  # its windows are random: any may be in doubt
         found = torch.ones_like(index, dtype=torch.bool) & bool((r > 0).any())
@@ -138,11 +137,11 @@ def _pool(name: str, *examples: Example) -> Op:
     return Op(
         name=name,
         kind=Kind.SELECTION,
-        rounding=nothing,
+        rounding=None,
         spread=monotone_spread,
-        second_order=nothing,
+        second_order=None,
         doubt=_pool_doubt,
-        kinks="ties of the largest entry of a window",
+        kinks=Kinks(Where.TIE, "ties of the largest entry of a window"),
         source="exact: entries are chosen",
         examples=examples,
     )
@@ -154,9 +153,9 @@ def _pool_backward(name: str, indices: int, *examples: Example) -> Op:
         kind=Kind.REDUCTION,
         rounding=partial(accumulated_rounding, data=(0,)),
         spread=partial(_backward_spread, indices=indices),
-        second_order=nothing,
-        doubt=nothing,
-        kinks="none, for given indices",
+        second_order=None,
+        doubt=None,
+        kinks=GIVEN_INDICES,
         source="sum of n terms in any order (Higham 2002, sec. 4.2)",
         examples=examples,
     )
@@ -177,7 +176,7 @@ def _with_indices(name: str, x: Maker, *settings: Any) -> Example:
 _REST = ([0, 0], [1, 1], False)
 _TIED = whole_numbers(0, 2, 1, 2, 4, 4)  # zeros as after a ReLU
 
-POOLING: tuple[Op, ...] = real_only(
+POOLING: tuple[Op, ...] = (
     _pool(
         "max_pool2d_with_indices",
         example(normal(1, 2, 5, 4), [2, 2]),

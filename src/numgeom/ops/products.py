@@ -33,7 +33,7 @@ from numgeom.ops.balls import (
 from numgeom.ops.drawing import integers, wild
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, normal, uniform
-from numgeom.ops.reals import real_only
+from numgeom.ops.kinks import NO_KINKS
 
 
 def _slices(call: Evaluation) -> tuple[Tensor, Bound, int]:
@@ -134,13 +134,13 @@ def _product(name: str, *examples: Any) -> Op:
         second_order=_second_order,
         multiplicity=_multiplicity,
         doubt=_doubt,
-        kinks="none",
+        kinks=NO_KINKS,
         source="n - 1 multiplications in any order (Higham 2002, lemma 3.1)",
         examples=examples,
     )
 
 
-PRODUCTS: tuple[Op, ...] = real_only(
+PRODUCTS: tuple[Op, ...] = (
     _product(
         "prod",
         example(normal(3, 4), 1),

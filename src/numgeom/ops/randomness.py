@@ -5,8 +5,8 @@ draws). So these entries serve programs that still hold the op itself; a replay 
 never meets them.
 """
 
-from numgeom.ops.balls import nothing
 from numgeom.ops.entry import Kind, Op
+from numgeom.ops.kinks import smooth
 
 _NAMES = (
     "_sample_dirichlet",
@@ -36,11 +36,12 @@ RANDOM: tuple[Op, ...] = tuple(
     Op(
         name=name,
         kind=Kind.RANDOM,
-        rounding=nothing,
-        spread=nothing,
-        second_order=nothing,
-        doubt=nothing,
-        kinks="none: the draw is a constant of the program",
+        rounding=None,
+        complex_too=True,
+        spread=None,
+        second_order=None,
+        doubt=None,
+        kinks=smooth("none: the draw is a constant of the program"),
         source="the draw is a constant of the program",
     )
     for name in _NAMES

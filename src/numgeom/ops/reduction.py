@@ -23,7 +23,6 @@ from numgeom.arithmetic.rounding import (
 from numgeom.ops.balls import (
     any_doubt,
     is_decision,
-    nothing,
     radius_of,
     truth_doubt,
     unknown_unless_finite,
@@ -31,7 +30,7 @@ from numgeom.ops.balls import (
 from numgeom.ops.drawing import booleans, integers, swapped, whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
-from numgeom.ops.reals import real_only
+from numgeom.ops.kinks import NO_KINKS, Kinks, Where
 
 _SUM_SOURCE = "sum of n terms in any order (Higham 2002, sec. 4.2)"
 
@@ -171,6 +170,9 @@ def _cumulative_doubt(call: Evaluation) -> Tensor | None:
 # -- truth -------------------------------------------------------------------------------
 
 
+_NONZERO = Kinks(Where.ZERO, "x = 0, for real x", jumps=True)
+
+
 def _truth_doubt(call: Evaluation) -> Tensor | None:
     """`any` is certain where one entry is certainly true, or all are certain; `all` likewise."""
     x = call.args[0]
@@ -198,29 +200,29 @@ def _reduction(
         kind=Kind.REDUCTION,
         rounding=rounding,
         spread=spread,
-        second_order=nothing,
+        second_order=None,
         doubt=doubt,
-        kinks="none",
+        kinks=NO_KINKS,
         source=source,
         examples=examples,
     )
 
 
-def _truth(name: str, *examples: Example) -> Op:
+def _truth(name: str, *examples: Example, kinks: Kinks = _NONZERO) -> Op:
     return Op(
         name=name,
         kind=Kind.REDUCTION,
-        rounding=nothing,
-        spread=nothing,
-        second_order=nothing,
+        rounding=None,
+        spread=None,
+        second_order=None,
         doubt=_truth_doubt,
-        kinks="x = 0, for real x",
+        kinks=kinks,
         source="exact: a decision",
         examples=examples,
     )
 
 
-REDUCTION: tuple[Op, ...] = real_only(
+REDUCTION: tuple[Op, ...] = (
     _reduction(
         "sum",
         _sum_rounding,
@@ -242,6 +244,7 @@ REDUCTION: tuple[Op, ...] = real_only(
         example(wild(4, 7), None),
         example(normal(1)),
         example(lambda g: torch.tensor([5e-324, 5e-324, 0.0], dtype=torch.float64)),
+        doubt=None,
     ),
     _reduction("trace", _trace_rounding, _trace_spread, example(wild(4, 6)), example(normal(9, 9))),
     _reduction(
@@ -253,8 +256,8 @@ REDUCTION: tuple[Op, ...] = real_only(
         example(integers(-5, 5, 6), 0),
         doubt=_cumulative_doubt,
     ),
-    _truth("any", example(booleans(3, 4), 1), example(whole_numbers(-1, 2, 3, 4))),
+    _truth("any", example(booleans(3, 4), 1), example(whole_numbers(-1, 2, 3, 4), 1)),
     _truth("all", example(booleans(3, 4), 1), example(whole_numbers(-1, 2, 3, 4), 0, True)),
-    _truth("_is_any_true", example(booleans(3, 4)), example(booleans(0))),
-    _truth("_is_all_true", example(booleans(1)), example(booleans(3, 4))),
+    _truth("_is_any_true", example(booleans(3, 4)), example(booleans(0)), kinks=NO_KINKS),
+    _truth("_is_all_true", example(booleans(1)), example(booleans(3, 4)), kinks=NO_KINKS),
 )

@@ -32,7 +32,7 @@ from numgeom.ops.drawing import wild
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, given, normal, uniform
 from numgeom.ops.intervals import elementary_error
-from numgeom.ops.reals import real_only
+from numgeom.ops.kinks import NO_KINKS
 
 _SMALL = 2.0**-10  # below it exp(d) - 1 <= 1.001 d
 
@@ -129,16 +129,12 @@ def _second_order(call: Evaluation) -> Bound:
     return mul_up(squares, 0.5)
 
 
-def _nothing(call: Evaluation) -> None:
-    del call
-
-
 def _multiplicity(call: Evaluation) -> float:
     n = call.y.shape[call.args[1]] if call.y.dim() else 1
     return math.sqrt(n) + 1e-9
 
 
-RUNNING_LOGS: tuple[Op, ...] = real_only(
+RUNNING_LOGS: tuple[Op, ...] = (
     Op(
         name="logcumsumexp",
         kind=Kind.REDUCTION,
@@ -146,8 +142,8 @@ RUNNING_LOGS: tuple[Op, ...] = real_only(
         spread=_spread,
         second_order=_second_order,
         multiplicity=_multiplicity,
-        doubt=_nothing,
-        kinks="none",
+        doubt=None,
+        kinks=NO_KINKS,
         source="measured against a shifted sum with a proved bound",
         examples=(
             example(normal(3, 5), 1),

@@ -33,7 +33,6 @@ from numgeom.ops.balls import (
     filled,
     is_decision,
     lower_end,
-    nothing,
     radius_of,
     unknown,
     unknown_unless_finite,
@@ -42,7 +41,7 @@ from numgeom.ops.balls import (
 from numgeom.ops.drawing import integers, several, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
-from numgeom.ops.reals import real_only
+from numgeom.ops.kinks import GIVEN_INDICES, Kinks, Where
 
 aten = torch.ops.aten
 
@@ -115,7 +114,7 @@ def _replaced(call: Evaluation, targets: Tensor, values: Any, r_values: Bound) -
 def _scatter_spread(call: Evaluation) -> Any:
     """Spread of scatter(x, dim, index, src or value, reduce=)."""
     if any_doubt(call.doubt(2)) or call.kwargs.get("reduce") is not None or len(call.args) > 4:
-        return unknown(call) if call.radii or any_doubt(call.doubt(2)) else nothing(call)
+        return unknown(call) if call.radii or any_doubt(call.doubt(2)) else None
     x, dim, index, src = (call.args[k] for k in range(4))
     r_x = radius_of(call, 0)
     r_src = radius_of(call, 3) if isinstance(src, Tensor) else None
@@ -233,9 +232,9 @@ def _reduce_second_order(call: Evaluation) -> Bound:
 
 def _entry(name: str, rounding: Any, spread: Any, *examples: Example, **more: Any) -> Op:
     facts: dict[str, Any] = {
-        "second_order": nothing,
+        "second_order": None,
         "doubt": inherited_doubt,
-        "kinks": "none, for given indices",
+        "kinks": GIVEN_INDICES,
         "kind": Kind.REDUCTION,
         "source": SUM_SOURCE,
     }
@@ -246,7 +245,9 @@ def _padded(name: str, dims: int) -> Op:
     """The derivative of a padding, which adds up what the copies of an entry got."""
     before, behind, n = (1, 1, 2) if dims == 3 else (1, 2, 3)
     shape, padded = (1, *[n] * dims), (1, *[before + n + behind] * dims)
-    return accumulation(name, example(normal(*padded), normal(*shape), [before, behind] * dims))
+    return accumulation(
+        name, example(normal(*padded), normal(*shape), [before, behind] * dims), reals_alone=True
+    )
 
 
 _TWICE = several(lambda _: torch.tensor([0, 2, 0, 2, 2]))
@@ -258,7 +259,7 @@ _PUT = (
     example(wild(4, 3), several(integers(0, 4, 2)), normal()),
 )
 
-SCATTER: tuple[Op, ...] = real_only(
+SCATTER: tuple[Op, ...] = (
     accumulation(
         "scatter_add",
         example(wild(4, 3), 0, integers(0, 4, 5, 3), normal(5, 3)),
@@ -277,7 +278,7 @@ SCATTER: tuple[Op, ...] = real_only(
     _entry("_unsafe_index_put", _index_put_rounding, _index_put_spread, *_PUT),
     _entry(
         "index_copy",
-        nothing,
+        None,
         _index_copy_spread,
         example(wild(4, 3), 0, lambda _: torch.tensor([2, 0]), wild(2, 3)),
         example(wild(3), 0, lambda _: torch.tensor([0, 2, 0, 2, 2]), wild(5)),
@@ -305,7 +306,7 @@ SCATTER: tuple[Op, ...] = real_only(
         example(normal(4, 3), 0, integers(0, 4, 5, 3), normal(5, 3), "amin", include_self=False),
         doubt=_reduce_doubt,
         second_order=_reduce_second_order,
-        kinks="ties, for amax and amin",
+        kinks=Kinks(Where.TIE, "ties, for amax and amin", inputs=(0, 3)),
     ),
     _entry(
         "embedding_dense_backward",

@@ -184,8 +184,14 @@ class BallWalk(ProgramInterpreter):
         target: Any = node.target
         op = self._ops.lookup(target)
         several = isinstance(y, (tuple, list))
-        if op is None:
-            self.unknown[str(target)] += 1
+        radii = _collect(node, values, "radius")
+        doubts = _Asked(_collect(node, values, "doubt"))
+        labels = {} if self.twins is None else _collect(node, values, "labels")
+        call = Evaluation(
+            "" if op is None else op.name, tuple(args), kwargs, y, radii, doubts, labels
+        )
+        if op is None or not op.applies_to(call):
+            self.unknown[str(target) if op is None else f"{target} of complex numbers"] += 1
             parts = [_nothing_known(v) for v in (y if several else [y])]
             radius, doubt = [p[0] for p in parts], [p[1] for p in parts]
             return (
@@ -193,10 +199,6 @@ class BallWalk(ProgramInterpreter):
                 if several
                 else Enclosure(y, radius[0], doubt[0])
             )
-        radii = _collect(node, values, "radius")
-        doubts = _Asked(_collect(node, values, "doubt"))
-        labels = {} if self.twins is None else _collect(node, values, "labels")
-        call = Evaluation(op.name, tuple(args), kwargs, y, radii, doubts, labels)
         if not several:
             return self._one(node, op, call, doubts)
         return self._several(node, op, call, doubts)
@@ -207,7 +209,7 @@ class BallWalk(ProgramInterpreter):
         Evaluations that carry something else than the ball's radius override this.
         """
         del node
-        spread, rounding = op.spread(call), op.rounding(call)
+        spread, rounding = op.spread_of(call), op.rounding_of(call)
         return self.combined(
             spread, rounding if part is None else _part(rounding, part), call, part
         )
@@ -227,14 +229,14 @@ class BallWalk(ProgramInterpreter):
             radius = self.settle(node, op, call, None)
             self._count_doubts(node, doubts)
             return Enclosure(call.y, _checked(radius, call.y))
-        decision = _decided(op.doubt(call), call.y, doubts)
+        decision = _decided(op.doubt_of(call), call.y, doubts)
         self._note_ties(node, op, decision)
         return Enclosure(call.y, None, decision)
 
     def _several(self, node: fx.Node, op: Op, call: Evaluation, doubts: _Asked) -> Enclosure:
         radii: list[Any] = []
         found: list[Any] = []
-        doubt = op.doubt(call)
+        doubt = op.doubt_of(call)
         for i, y in enumerate(call.y):
             radius = decision = None
             if isinstance(y, Tensor) and y.is_floating_point():
