@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,7 +23,7 @@ from numgeom.certificate.circumstances import circumstances
 from numgeom.certificate.given import fitting
 from numgeom.certificate.nonfinite import NonFinite, first_nonfinite, kinds_of
 from numgeom.certificate.result import Certificate, CertificateError
-from numgeom.recording import Program, digest, record_callable, record_step, tensor_digest
+from numgeom.recording import MISSING, Program, Recording, digest, program_of, tensor_digest
 from numgeom.recording.program import OnCall
 from numgeom.results.accuracy import GradientAccuracy, measure, total
 from numgeom.results.guarantee import Guarantee, weakest
@@ -32,12 +32,6 @@ from numgeom.results.source import Source
 Progress = Callable[[str, int, int], None]
 """Told what is being done, and how many of how many calls are done (0: unknown)."""
 
-
-class _Missing:
-    """Stands for a batch that was not given; None is a batch."""
-
-
-MISSING: Final = _Missing()
 
 ASSUMPTIONS = (
     "Arithmetic in float64 on the replay device is IEEE 754, rounded to nearest, without "
@@ -51,7 +45,7 @@ ASSUMPTIONS = (
 
 
 def certify(
-    subject: nn.Module | Program | Callable[[], Any],
+    subject: nn.Module | Program | Recording | Callable[[], Any],
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     batch: Any = MISSING,
     *,
@@ -65,10 +59,10 @@ def certify(
 ) -> Certificate:
     """Bound the error of the gradient of one training step.
 
-    Three forms: `certify(model, loss_fn, batch)` runs `loss_fn(model, batch)` and its backward
+    Forms: `certify(model, loss_fn, batch)` runs `loss_fn(model, batch)` and its backward
     pass; `certify(step)` calls a function that runs forward and backward on parameters that it
-    owns; `certify(program)` takes a step that was recorded before. The model, its gradients, its
-    buffers and the random state are left as they were.
+    owns; `certify(program)` and `certify(recording)` take a step that was recorded before. The
+    model, its gradients, its buffers and the random state are left as they were.
 
     The gradient is compared with a float64 replay of the same step, the reference, and the
     reference's own error is bounded: |computed - exact| <= |computed - reference| + radius. The
@@ -78,7 +72,7 @@ def certify(
     all of them if the recording does not reproduce the step.
 
     Args:
-        subject: Model, step, or program.
+        subject: Model, step, recording, or program.
         loss_fn: Takes model and batch, returns the loss; with a model only.
         batch: Handed to `loss_fn`; with a model only.
         method: "auto" (ball arithmetic where it is sharp, else Newton-Kantorovich), "ball",
@@ -119,7 +113,7 @@ def certify(
         )
     report = progress or _silent
     report("recording", 0, 0)
-    program, asking = _program(subject, loss_fn, batch)
+    program = program_of(subject, loss_fn, batch, question="certify", error=CertificateError)
     recorded = program.recorded
     judged = recorded.gradients if computed is None else fitting(computed, recorded.gradients)
     run = _runner(program, report)
@@ -176,7 +170,7 @@ def certify(
         "replay checked": str(check_replay),
         "replay device": "" if device is None else str(device),
     }
-    without = tuple(name for name in asking if name not in recorded.gradients)
+    without = _without_gradient(subject, recorded.gradients)
     return Certificate(
         guarantee=weakest(*levels),
         method=radii.method or "reference",
@@ -207,48 +201,18 @@ def certify(
     )
 
 
+def _without_gradient(subject: Any, gradients: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of the model's parameters that ask for a gradient and got none."""
+    if not isinstance(subject, nn.Module):
+        return ()
+    asking = (name for name, p in subject.named_parameters() if p.requires_grad)
+    return tuple(name for name in asking if name not in gradients)
+
+
 def _sources(program: Program) -> tuple[Source, ...]:
     from numgeom.precision.sources import attribute
 
     return attribute(program).for_certificate()
-
-
-# -- the step ------------------------------------------------------------------------------
-
-
-def _program(
-    subject: Any, loss_fn: Callable[[Any, Any], Tensor] | None, batch: Any
-) -> tuple[Program, tuple[str, ...]]:
-    """Return the program, and the names of the parameters that ask for a gradient."""
-    given = loss_fn is not None or batch is not MISSING
-    if isinstance(subject, nn.Module):
-        if loss_fn is None or batch is MISSING:
-            raise CertificateError(
-                f"certify() got a model ({type(subject).__name__}) but no "
-                f"{'loss function' if loss_fn is None else 'batch'}. Call "
-                "certify(model, loss_fn, batch), where loss_fn(model, batch) returns the loss; or "
-                "certify(step) with a function that runs forward and backward itself."
-            )
-        if not callable(loss_fn):
-            raise CertificateError(
-                f"loss_fn is of type {type(loss_fn).__name__}, which cannot be called. Give a "
-                "function with loss_fn(model, batch) -> scalar tensor."
-            )
-        names = tuple(name for name, p in subject.named_parameters() if p.requires_grad)
-        return record_step(subject, loss_fn, batch), names
-    if given:
-        raise CertificateError(
-            f"certify() takes loss_fn and batch only with a model, not with an object of type "
-            f"{type(subject).__name__}. Call certify(step) or certify(program) without them."
-        )
-    if isinstance(subject, Program):
-        return subject, ()
-    if callable(subject):
-        return record_callable(subject), ()
-    raise CertificateError(
-        f"certify() got an object of type {type(subject).__name__}. It takes a model with a loss "
-        "function and a batch, a callable that runs one step, or a Program."
-    )
 
 
 # -- the comparison ------------------------------------------------------------------------

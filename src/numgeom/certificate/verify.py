@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from numgeom.certificate.certify import MISSING, certify
+from numgeom.certificate.certify import certify
 from numgeom.certificate.circumstances import NAMES
 from numgeom.certificate.comparison import unequal
 from numgeom.certificate.result import Certificate, CertificateError
 from numgeom.certificate.store import SCHEMA, VERSION, checksum, to_document
+from numgeom.recording import MISSING
 from numgeom.results import store
 
 Progress = Callable[[str, int, int], None]

@@ -25,10 +25,8 @@ from numgeom.diagnosis.surrogates import SurrogateDetector
 from numgeom.diagnosis.trace import Detector, Trace, take
 from numgeom.diagnosis.updates import UpdateDetector
 from numgeom.errors import NumgeomError
-from numgeom.recording import Program, record_step
-from numgeom.recording.record import record_callable
+from numgeom.recording import MISSING, Program, Recording, program_of
 
-_MISSING: Any = object()
 # Entries at the very end of the range are masks (torch.finfo(dtype).min), written on purpose.
 _MASK = 0.99
 
@@ -38,9 +36,9 @@ class DiagnosisError(NumgeomError):
 
 
 def diagnose(
-    subject: nn.Module | Program | Callable[[], Any],
+    subject: nn.Module | Program | Recording | Callable[[], Any],
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
-    batch: Any = _MISSING,
+    batch: Any = MISSING,
 ) -> Diagnosis:
     """Name what is numerically wrong with a training step.
 
@@ -52,7 +50,7 @@ def diagnose(
 
     Args:
         subject: A model, with `loss_fn` and `batch`; or a function that runs forward and backward
-            itself; or a recorded program.
+            itself; or a recording, or a recorded program.
         loss_fn: `loss_fn(model, batch)` returns the loss.
         batch: Anything that `loss_fn` understands.
 
@@ -71,7 +69,8 @@ def diagnose(
         False
     """
     start = time.perf_counter()
-    return diagnose_program(_program(subject, loss_fn, batch), start=start)
+    program = program_of(subject, loss_fn, batch, question="diagnose", error=DiagnosisError)
+    return diagnose_program(program, start=start)
 
 
 def diagnose_program(
@@ -154,31 +153,6 @@ def all_detectors() -> list[Detector]:
 
 def _rank(finding: Finding) -> int:
     return -finding.severity.rank
-
-
-def _program(subject: Any, loss_fn: Any, batch: Any) -> Program:
-    given = loss_fn is not None or batch is not _MISSING
-    if isinstance(subject, nn.Module):
-        if not callable(loss_fn) or batch is _MISSING:
-            raise DiagnosisError(
-                f"diagnose() got a model ({type(subject).__name__}) but no "
-                f"{'batch' if callable(loss_fn) else 'loss function'}. Call diagnose(model, "
-                "loss_fn, batch), where loss_fn(model, batch) returns the loss as a scalar tensor."
-            )
-        return record_step(subject, loss_fn, batch)
-    if given:
-        raise DiagnosisError(
-            f"diagnose() takes loss_fn and batch only with a model, not with an object of type "
-            f"{type(subject).__name__}. Call diagnose(step) or diagnose(program) without them."
-        )
-    if isinstance(subject, Program):
-        return subject
-    if callable(subject):
-        return record_callable(subject)
-    raise DiagnosisError(
-        f"diagnose() got an object of type {type(subject).__name__}. It takes a model with a loss "
-        "function and a batch, a function that runs one step, or a Program."
-    )
 
 
 __all__ = ["DiagnosisError", "Trace", "all_detectors", "diagnose", "diagnose_program"]

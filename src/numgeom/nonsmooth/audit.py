@@ -22,7 +22,7 @@ from numgeom.nonsmooth.selection import KINKS, Selection
 from numgeom.nonsmooth.sites import op_arguments
 from numgeom.nonsmooth.variation import compare_gradients
 from numgeom.ops.selection import op_call, op_name
-from numgeom.recording import Program, record_step
+from numgeom.recording import MISSING, Program, Recording, program_of
 
 # Quotients such as g/3 are rounded: derivatives are taken for equal up to this share.
 _SAME = 1e-12
@@ -87,20 +87,26 @@ class AuditedOp:
 
 
 def audit(
-    model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], batch: Any, *, seed: int = 0
+    subject: nn.Module | Program | Recording | Callable[[], Any],
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    batch: Any = MISSING,
+    *,
+    seed: int = 0,
 ) -> tuple[AuditedOp, ...]:
     """Compare torch's derivatives at kinks with the documented rule, for the ops of one step.
 
     Args:
-        model: The model; left as it was.
-        loss_fn: `loss_fn(model, batch)` returns the loss.
-        batch: Anything that `loss_fn` understands.
+        subject: A model, with `loss_fn` and `batch`; a function that runs one step; a recording;
+            or a program. Left as it was.
+        loss_fn: `loss_fn(model, batch)` returns the loss; with a model only.
+        batch: Anything that `loss_fn` understands; with a model only.
         seed: Of the rounding sample.
 
     Raises:
+        SubjectError: if the arguments do not fit together.
         RecordingError: if the step cannot be recorded.
     """
-    return audit_of(record_step(model, loss_fn, batch), seed=seed)
+    return audit_of(program_of(subject, loss_fn, batch, question="audit"), seed=seed)
 
 
 def audit_of(program: Program | FrozenStep, *, seed: int = 0) -> tuple[AuditedOp, ...]:

@@ -32,7 +32,7 @@ from numgeom.nonsmooth.kinks import Corners
 from numgeom.nonsmooth.pullback import Ball, Chosen, Pullback
 from numgeom.nonsmooth.selection import Selection
 from numgeom.nonsmooth.sites import Site
-from numgeom.recording import Program, record_step
+from numgeom.recording import MISSING, Program, Recording, program_of
 from numgeom.results.guarantee import Guarantee
 
 Gradients = Mapping[str, Tensor]
@@ -137,9 +137,9 @@ class Hull:
 
 
 def hull(
-    model: nn.Module,
-    loss_fn: Callable[[nn.Module, Any], Tensor],
-    batch: Any,
+    subject: nn.Module | Program | Recording | Callable[[], Any],
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    batch: Any = MISSING,
     *,
     max_pullbacks: int = MAX_PULLBACKS,
     seed: int = 0,
@@ -147,13 +147,15 @@ def hull(
     """Enclose the gradients of all Clarke selections of a step.
 
     Args:
-        model: The model; left as it was.
-        loss_fn: `loss_fn(model, batch)` returns the loss.
-        batch: Anything that `loss_fn` understands.
+        subject: A model, with `loss_fn` and `batch`; a function that runs one step; a recording;
+            or a program. Left as it was.
+        loss_fn: `loss_fn(model, batch)` returns the loss; with a model only.
+        batch: Anything that `loss_fn` understands; with a model only.
         max_pullbacks: Most edges to pull back one by one; beyond them intervals are used.
         seed: Of the random evaluations that compare sums.
 
     Raises:
+        SubjectError: if the arguments do not fit together.
         RecordingError: if the step cannot be recorded.
         SelectionError: if the loss depends on a gradient.
         HullError: if a backward call is not linear in the gradient.
@@ -163,7 +165,9 @@ def hull(
         >>> hull(model, lambda m, x: m(x).sum(), torch.ones(1, 1, 4)).is_point
         True
     """
-    return hull_of(record_step(model, loss_fn, batch), max_pullbacks=max_pullbacks, seed=seed)
+    return hull_of(
+        program_of(subject, loss_fn, batch, question="hull"), max_pullbacks=max_pullbacks, seed=seed
+    )
 
 
 def hull_of(

@@ -18,7 +18,7 @@ from numgeom.nonsmooth.hull import MAX_PULLBACKS, Hull, hull_of
 from numgeom.nonsmooth.selection import Selection
 from numgeom.nonsmooth.thresholds import tau_curve
 from numgeom.nonsmooth.zones import CONTRAST, NATIVE, Tie, Zones, zones_of
-from numgeom.recording import Program, record_step
+from numgeom.recording import MISSING, Program, Recording, program_of
 
 SCHEMA = "numgeom.zones"
 SCHEMA_VERSION = 1
@@ -120,9 +120,9 @@ class Survey:
 
 
 def survey(
-    model: nn.Module,
-    loss_fn: Callable[[nn.Module, Any], Tensor],
-    batch: Any,
+    subject: nn.Module | Program | Recording | Callable[[], Any],
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    batch: Any = MISSING,
     *,
     selections: tuple[Selection, Selection] = (NATIVE, CONTRAST),
     max_pullbacks: int = MAX_PULLBACKS,
@@ -131,17 +131,19 @@ def survey(
     """Look at the kinks of a step: zone, hull and audit.
 
     Args:
-        model: The model; left as it was.
-        loss_fn: `loss_fn(model, batch)` returns the loss.
-        batch: Anything that `loss_fn` understands.
+        subject: A model, with `loss_fn` and `batch`; a function that runs one step; a recording;
+            or a program. Left as it was.
+        loss_fn: `loss_fn(model, batch)` returns the loss; with a model only.
+        batch: Anything that `loss_fn` understands; with a model only.
         selections: The two derived programs that decide the zone.
         max_pullbacks: As for `hull`.
         seed: Of all that is drawn.
 
     Raises:
+        SubjectError: if the arguments do not fit together.
         RecordingError: if the step cannot be recorded.
     """
-    program = record_step(model, loss_fn, batch)
+    program = program_of(subject, loss_fn, batch, question="survey")
     return survey_of(program, selections=selections, max_pullbacks=max_pullbacks, seed=seed)
 
 

@@ -24,7 +24,7 @@ from numgeom.nonsmooth.kinks import Family
 from numgeom.nonsmooth.selection import FAMILIES, Selection
 from numgeom.nonsmooth.tangents import Pieces, classify
 from numgeom.nonsmooth.variation import Reduction, Variation, compare_gradients
-from numgeom.recording import Program, record_step
+from numgeom.recording import MISSING, Program, Recording, program_of
 
 Zone = Literal["regular", "compensation", "bifurcation"]
 
@@ -124,9 +124,9 @@ class Zones:
 
 
 def zones(
-    model: nn.Module,
-    loss_fn: Callable[[nn.Module, Any], Tensor],
-    batch: Any,
+    subject: nn.Module | Program | Recording | Callable[[], Any],
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    batch: Any = MISSING,
     *,
     selections: tuple[Selection, Selection] = (NATIVE, CONTRAST),
     reduction: Reduction = "unknown",
@@ -135,14 +135,16 @@ def zones(
     """Find the zone of a model's parameters for one mini-batch.
 
     Args:
-        model: The model; left as it was.
-        loss_fn: `loss_fn(model, batch)` returns the loss.
-        batch: Anything that `loss_fn` understands.
+        subject: A model, with `loss_fn` and `batch`; a function that runs one step; a recording;
+            or a program. Left as it was.
+        loss_fn: `loss_fn(model, batch)` returns the loss; with a model only.
+        batch: Anything that `loss_fn` understands; with a model only.
         selections: The two derived programs to compare.
         reduction: How `loss_fn` reduces over the mini-batch; noted in the variation.
         seed: Seed of the rounding sample and of the direction that classifies ties.
 
     Raises:
+        SubjectError: if the arguments do not fit together.
         RecordingError: if the step cannot be recorded.
         ReplayError: if it cannot be replayed.
 
@@ -151,7 +153,7 @@ def zones(
         >>> zones(model, lambda m, x: m(x).sum(), torch.ones(1, 1, 4)).zone
         'compensation'
     """
-    program = record_step(model, loss_fn, batch)
+    program = program_of(subject, loss_fn, batch, question="zones")
     return zones_of(program, selections=selections, reduction=reduction, seed=seed)
 
 

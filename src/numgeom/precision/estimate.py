@@ -22,9 +22,9 @@ from numgeom.precision.noisy import Operands, op_name
 from numgeom.precision.operations import CONTRACTIONS, has_kernels
 from numgeom.precision.sampling import Asked, Samples, sampled
 from numgeom.precision.sources import ErrorSource, Sources, attribute
-from numgeom.precision.step import MISSING, as_format, program_of
+from numgeom.precision.step import as_format, program_under
 from numgeom.precision.storage import RECOMPUTED, storage_named
-from numgeom.recording import Program
+from numgeom.recording import MISSING, Program, Recording
 from numgeom.results.accuracy import combined_norm, relative
 from numgeom.results.guarantee import Guarantee
 from numgeom.results.store import encode_number
@@ -180,7 +180,7 @@ ASSUMPTIONS = (
 
 
 def estimate(
-    subject: nn.Module | Program | Callable[[], Any],
+    subject: nn.Module | Program | Recording | Callable[[], Any],
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     batch: Any = MISSING,
     *,
@@ -195,7 +195,7 @@ def estimate(
     backward itself, or a program that was recorded before.
 
     Args:
-        subject: Model, step, or program.
+        subject: Model, step, recording, or program.
         loss_fn: Takes model and batch, returns the loss; with a model only.
         batch: Handed to `loss_fn`; with a model only.
         format: None for the formats that the step runs in. "bfloat16" or "float16": as under
@@ -237,10 +237,12 @@ def estimate(
         fmt, operands, run_under = None, None, {m: as_format(f).name for m, f in format.items()}
     else:
         fmt = None if format is None else as_format(format)
-        runs = fmt is not None and has_kernels(fmt) and not isinstance(subject, Program)
+        runs = (
+            fmt is not None and has_kernels(fmt) and not isinstance(subject, (Program, Recording))
+        )
         run_under = fmt if runs else None
         operands = None if fmt is None or runs else contractions_in(fmt)
-    program = program_of(subject, loss_fn, batch, run_under)
+    program = program_under(subject, loss_fn, batch, run_under)
     _check_formats(program, fmt)
     formats = _describe(program, fmt, run_under)
     if stored_as is not None:

@@ -9,15 +9,19 @@ from numgeom.recording.decompose import decompose_anchored
 from numgeom.recording.digest import digest, tensor_digest
 from numgeom.recording.program import Program, Replay
 from numgeom.recording.record import Recording, record, record_callable, record_step
+from numgeom.recording.subject import MISSING, SubjectError, program_of
 
 __all__ = [
+    "MISSING",
     "CallInfo",
     "Program",
     "Recording",
     "Replay",
+    "SubjectError",
     "TensorMeta",
     "decompose_anchored",
     "digest",
+    "program_of",
     "record",
     "record_callable",
     "record_step",
