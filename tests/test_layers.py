@@ -24,7 +24,7 @@ PACKAGE = "numgeom"
 # A module may import from its own layer and from those above it in this list. `numgeom/__init__`
 # is written as the package itself. Within a layer the imports must not run in a circle.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "version"}),
+    frozenset({"errors", "version", "visible"}),
     frozenset({"arithmetic"}),
     frozenset({"recording"}),
     frozenset({"ops"}),
@@ -38,7 +38,12 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 # What a part may import, where that is less than the layers allow.
 ONLY: dict[str, tuple[str, ...]] = {
-    "recording": ("numgeom.errors", "numgeom.version", "numgeom.arithmetic.formats"),
+    "recording": (
+        "numgeom.errors",
+        "numgeom.version",
+        "numgeom.visible",
+        "numgeom.arithmetic.formats",
+    ),
 }
 # The parts that adapt to PyTorch's internals.
 PRIVATE_TORCH = frozenset({"recording", "ops"})

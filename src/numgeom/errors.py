@@ -3,9 +3,18 @@
 Every error says what happened, where, why it is likely to have happened, and what to do.
 """
 
+from numgeom.visible import visible_lines
+
 
 class NumgeomError(Exception):
-    """Base of every error that the package raises on purpose."""
+    """Base of every error that the package raises on purpose.
+
+    Its message can be printed: control characters, which names and paths may hold, are escaped.
+    """
+
+    def __str__(self) -> str:
+        """Return the message."""
+        return visible_lines(super().__str__())
 
 
 class RecordingError(NumgeomError):

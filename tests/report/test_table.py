@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from numgeom.arithmetic.printing import upper
 from numgeom.certificate.kinks import Kink
 from numgeom.certificate.nonfinite import NonFinite
 from numgeom.certificate.result import Certificate, Source
-from numgeom.report.table import headline, number, to_text
+from numgeom.report.table import headline, to_text
 from numgeom.results.accuracy import GradientAccuracy, total
 from numgeom.results.guarantee import Guarantee
 
@@ -67,9 +68,9 @@ Gradients
 ────────────────────────────────────────────────────────────────────────────────────────
  layers.0.weight      2x3   2.00e+00     1.25e-07      2.00e-07         6.9   ESTIMATED
  layers.0.bias          3   2.00e+00            0             0       >15.9   ESTIMATED
- scale             scalar   1.00e-30     5.00e-01      1.00e-30         0.3   ESTIMATED
+ scale             scalar   1.00e-30     5.00e-01      1.01e-30         0.3   ESTIMATED
 
- total                      2.83e+00     8.84e-08      2.00e-07         7.1   ESTIMATED
+ total                      2.83e+00     8.84e-08      2.00e-07         7.0   ESTIMATED
 
 Worst modules
               observed    share of the
@@ -108,7 +109,7 @@ def test_a_narrow_table_leaves_out_columns_but_never_a_part_of_a_number(width: i
     for row in ("layers.0.weight", "scale", "total"):
         line = re.findall(rf"^ {row[:9]}.*$", text, re.MULTILINE)[0]
         shown = PLAIN.total if row == "total" else PLAIN.parameters[row]
-        assert number(shown.observed_error) in line.split()
+        assert upper(shown.observed_error) in line.split()
         assert line.endswith("ESTIMATED")
 
 
@@ -141,7 +142,7 @@ def test_values_that_are_not_finite_never_crash_the_table() -> None:
     assert ["c", "2x3", "2.00e+00", "inf", "2.00e-07", "0.0", "ESTIMATED"] in lines
     assert "NON-FINITE: NaN first arises in aten.log.default" in text
     assert "unknown, not all values are finite" in text
-    assert "Loss nan computed, -inf reference." in text
+    assert "Loss ? computed, -inf reference." in text
 
 
 def test_names_are_printed_as_they_are() -> None:
@@ -172,15 +173,6 @@ def test_of_many_parameters_the_worst_are_shown() -> None:
 
 def test_a_headline_is_one_line() -> None:
     assert headline(PLAIN).plain == to_text(PLAIN).splitlines()[0]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "?"), (math.nan, "?"), (0.0, "0"), (-0.0, "0"), (math.inf, "inf"), (-math.inf, "-inf"),
-     (1.2345e-7, "1.23e-07"), (5e-324, "4.94e-324"), (1e308, "1.00e+308")],
-)  # fmt: skip
-def test_numbers(value: float | None, text: str) -> None:
-    assert number(value) == text
 
 
 def test_a_certificate_of_a_real_step_is_rendered() -> None:

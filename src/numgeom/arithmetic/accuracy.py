@@ -32,6 +32,7 @@ from torch import Tensor
 
 from numgeom.arithmetic.formats import Format, format_named, format_of, ulp
 from numgeom.arithmetic.lower_bounds import sub_down
+from numgeom.arithmetic.printing import nearest_short
 from numgeom.arithmetic.rounding import add_up, div_up, mul_up
 from numgeom.errors import FileFormatError
 
@@ -197,7 +198,7 @@ class AccuracyTable:
 def pow_function(exponent: float) -> str:
     """The table's name for a power with a Python number as its exponent."""
     special = (2.0, 3.0, -1.0, -2.0, 0.5, -0.5)
-    return f"pow({exponent:g})" if exponent in special else "pow"
+    return f"pow({nearest_short(exponent)})" if exponent in special else "pow"
 
 
 @functools.cache

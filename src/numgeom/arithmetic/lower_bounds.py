@@ -117,6 +117,29 @@ def sum_down(
     return torch.where(total <= 2.0 * float64.smallest_normal, total, shrunk).nan_to_num(nan=0.0)
 
 
+def norm_down(x: Tensor) -> float:
+    """Lower bound of the 2-norm of all entries of x, any sign; 0 where one is not finite.
+
+    Neither overflows nor underflows on the way: entries are scaled by a power of two that brings
+    the largest into [1/2, 1), and those below 2^-500 after that, whose squares would round as
+    subnormal numbers, are left out.
+
+    Raises:
+        FormatError: if n u >= 1/2 for the n entries of x.
+    """
+    require_usable(x)
+    largest = float(x.abs().max()) if x.numel() else 0.0
+    if largest == 0.0 or not math.isfinite(largest):
+        return 0.0
+    exponent = math.frexp(largest)[1]
+    low = exponent // 2
+    scaled = x.abs() * math.ldexp(1.0, -low) * math.ldexp(1.0, low - exponent)
+    scaled = torch.where(scaled < 2.0**-500, 0.0, scaled)
+    root = sqrt_down(float(sum_down(next_down(scaled * scaled).clamp_min_(0.0))))
+    size = min(root * math.ldexp(1.0, low) * math.ldexp(1.0, exponent - low), float64.largest)
+    return _at_least_zero(next_down(size))
+
+
 @overload
 def _at_least_zero(x: float) -> float: ...
 @overload

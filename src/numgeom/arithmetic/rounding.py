@@ -95,6 +95,20 @@ def div_up(a: Tensor | float, b: Tensor | float) -> Tensor | float:
     return _known((a / b) * _COVER + (TINY if a > 0 else 0.0))
 
 
+def ratio_up(a: float, b: float) -> float:
+    """The smallest float64 number that is at least a / b, for a >= 0 and finite b > 0.
+
+    Unlike `div_up` it adds nothing to an exact quotient, as a number needs that is shown.
+    """
+    if not math.isfinite(a):
+        return math.inf
+    exact = Fraction(a) / Fraction(b)
+    try:
+        return _fraction_up(exact)
+    except OverflowError:
+        return math.inf
+
+
 @overload
 def sqrt_up(a: float) -> float: ...
 @overload

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from numgeom.arithmetic.accuracy import default_table
 from numgeom.arithmetic.assumptions import require_ieee_float64
-from numgeom.arithmetic.lower_bounds import mul_down, sub_down
+from numgeom.arithmetic.lower_bounds import norm_down, sub_down
+from numgeom.arithmetic.printing import nearest, upper_short
 from numgeom.arithmetic.rounding import add_up, difference_up, div_up, norm_up
 from numgeom.certificate.kantorovich import kantorovich
 from numgeom.certificate.kinks import Kink
@@ -128,9 +129,11 @@ def find_radii(
         if method == "ball" or ball.unknown_ops or ball.total <= sharp:
             return ball
     # The rest is for labels of exact ties.
-    probes, chance = failure_probability - LABELS, failure_probability
-    if probes < failure_probability / 2:
-        probes, chance = failure_probability / 2, failure_probability / 2 + LABELS
+    # A step below what is asked for, so that the decimal number that was asked for is a bound, too.
+    allowed, chance = math.nextafter(failure_probability, 0.0), repr(failure_probability)
+    probes = allowed - LABELS
+    if probes < allowed / 2:
+        probes, chance = allowed / 2, upper_short(add_up(allowed / 2, LABELS))
     result = kantorovich(
         opened,
         failure_probability=probes,
@@ -140,12 +143,12 @@ def find_radii(
         progress=say,
     )
     constants = {
-        "h": f"{result.h:.3g}",
-        "eta": f"{result.eta:.3g}",
-        "beta": f"{result.beta:.3g}",
-        "curvature": f"{result.curvature:.3g}",
-        "rho": f"{result.rho:.3g}",
-        "failure probability": repr(chance),
+        "h": repr(result.h),
+        "eta": repr(result.eta),
+        "beta": repr(result.beta),
+        "curvature": repr(result.curvature),
+        "rho": repr(result.rho),
+        "failure probability": chance,
         "probe seed": str(result.seed),
     }
     if result.holds:
@@ -185,7 +188,7 @@ def _functional(program: Program, ops: OpTable, seed: int) -> Radii:
     guarantee, constants = Guarantee.PROVED, {}
     if found.twins:
         guarantee = Guarantee.CERTIFIED
-        constants["failure probability"] = f"{COLLISION_PROBABILITY:.1g}"
+        constants["failure probability"] = repr(COLLISION_PROBABILITY)
     return Radii(
         "functional",
         guarantee,
@@ -214,7 +217,7 @@ def _ball(opened: Program, ops: OpTable, seed: int) -> Radii:
     guarantee, constants = Guarantee.PROVED, {}
     if found.twins:
         guarantee = Guarantee.CERTIFIED
-        constants["failure probability"] = f"{COLLISION_PROBABILITY:.1g}"
+        constants["failure probability"] = repr(COLLISION_PROBABILITY)
     return Radii("ball", guarantee, found.midpoints, found.radii, norms, total, constants=constants)
 
 
@@ -233,7 +236,7 @@ def agreeing(radii: Radii, reference: Mapping[str, Tensor]) -> Radii:
         return radii
     note = (
         f"No bound: the opened program and the recorded one do not agree in float64 (their "
-        f"gradients differ by {difference:.1e} of {size:.1e}); please report it."
+        f"gradients differ by {nearest(difference, 2)} of {nearest(size, 2)}); please report it."
     )
     return Radii(notes=(note,), constants=radii.constants)
 
@@ -305,15 +308,5 @@ def _relative(error: float, midpoint: Tensor, radius: float) -> float:
     """An error relative to the exact norm; infinite where that may be zero, 0 for no error."""
     if error == 0.0:
         return 0.0
-    # 2 n u covers the rounding of a norm of n entries (Higham 2002, sec. 3.1), with room to spare.
-    slack = 1.0 - 4.0 * (midpoint.numel() + 8) * 2.0**-53
-    exact_norm = sub_down(mul_down(_norm_down(midpoint), slack), radius)
+    exact_norm = sub_down(norm_down(midpoint), radius)
     return div_up(error, exact_norm) if exact_norm > 0.0 else math.inf
-
-
-def _norm_down(x: Tensor) -> float:
-    """The norm, scaled so that it does not underflow; `_relative` covers its rounding."""
-    largest = float(x.abs().max()) if x.numel() else 0.0
-    if largest == 0.0 or not math.isfinite(largest):
-        return 0.0
-    return largest * float(torch.linalg.vector_norm(x / largest))

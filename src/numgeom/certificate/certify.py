@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from numgeom.arithmetic.printing import upper
 from numgeom.certificate.bounds import (
     METHODS,
     Radii,
@@ -291,7 +292,7 @@ def _replay_note(differences: tuple[GradientAccuracy, ...], on_cpu: bool) -> str
     names = _shortened([row.name for row in differences])
     text = (
         f"THE RECORDING DOES NOT REPRODUCE THE STEP: replayed in the recorded formats, "
-        f"{len(differences)} gradients differ from the recorded ones by up to {worst:.2e} in an "
+        f"{len(differences)} gradients differ from the recorded ones by up to {upper(worst)} in an "
         f"entry ({names}). "
     )
     if on_cpu:

@@ -52,6 +52,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from numgeom.arithmetic.printing import upper
 from numgeom.arithmetic.rounding import add_up, mul_up
 from numgeom.certificate.curvature import Examined, examine
 from numgeom.certificate.draws import Draws
@@ -176,7 +177,7 @@ def kantorovich(
     beta = ProbePlan(probes, 0, share, solver.dimension).bound(found.rows)
     result: dict[str, Any] = {**common, "eta": eta}
     if not found.nonlinearity <= LARGEST_GAP:
-        reason = f"the passes are inaccurate (nonlinearity {found.nonlinearity:.1e})"
+        reason = f"the passes are inaccurate (nonlinearity {upper(found.nonlinearity, 2)})"
         return KantorovichResult(False, reason, **result, beta=beta)
     examined, h, rho = Examined(math.inf, None, {}), math.inf, math.inf
     ways: list[Callable[[float], tuple[float, float]]] = [
@@ -190,7 +191,7 @@ def kantorovich(
             say("sensitivity")
         sharp, gap = way(2 * share / len(ways))
         if not gap <= LARGEST_GAP:
-            reason = f"the passes are inaccurate (adjoint gap {gap:.1e})"
+            reason = f"the passes are inaccurate (adjoint gap {upper(gap, 2)})"
             return KantorovichResult(False, reason, **result, beta=beta)
         beta = min(beta, sharp)
         say("curvature and kinks")
@@ -309,7 +310,7 @@ def _up(x: float) -> float:
 def _blame(eta: float, beta: float, examined: Examined, h: float) -> str:
     k = examined.curvature
     parts = {"curvature K": k, "sensitivity beta": beta, "rounding eta": eta}
-    shown = ", ".join(f"{name} = {value:.1e}" for name, value in parts.items())
+    shown = ", ".join(f"{name} = {upper(value, 2)}" for name, value in parts.items())
     worst = "curvature K" if not k < 1e-6 else "sensitivity beta"
     if not math.isfinite(eta):
         worst = "rounding eta"
@@ -317,4 +318,4 @@ def _blame(eta: float, beta: float, examined: Examined, h: float) -> str:
     if worst == "curvature K" and examined.bent is not None:
         info = examined.bent.meta["call"]
         at = f", largest at {examined.bent.target} in {info.module or 'the model'} ({info.source})"
-    return f"h = {h:.1e} is not below 1 ({shown}); the {worst} is to blame{at}"
+    return f"h = {upper(h, 2)} is not below 1 ({shown}); the {worst} is to blame{at}"

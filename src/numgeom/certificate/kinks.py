@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from numgeom.arithmetic.printing import nearest, upper
 from numgeom.arithmetic.rounding import add_up
 from numgeom.ops.entry import Evaluation
 from numgeom.results import store
@@ -38,7 +39,7 @@ class Unit:
         place = str(list(self.index))
         if math.isnan(self.value):
             return place
-        return f"{place} at {self.value:.2e}, kink within {self.margin:.1e}"
+        return f"{place} at {nearest(self.value)}, kink within {upper(self.margin, 2)}"
 
 
 @dataclass(frozen=True)

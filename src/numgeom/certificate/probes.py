@@ -26,6 +26,7 @@ Two things are subtracted from eps:
 import math
 from dataclasses import dataclass
 
+from numgeom.arithmetic.printing import lower_short, upper_short
 from numgeom.certificate.draws import GRAIN
 
 ROUNDING = 1e-3
@@ -36,8 +37,9 @@ LARGEST_GAP = 1e-6
 
 PASSES = (
     "Probe passes: first-order changes, as torch's forward and reverse formulas push them through "
-    f"the program in float64, are those of the exact derivative but for {ROUNDING:g} of a probe "
-    f"(expected near 1e-10; tested in this run by linearity and adjoints, to {LARGEST_GAP:g})."
+    f"the program in float64, are those of the exact derivative but for {lower_short(ROUNDING)} of "
+    "a probe (expected near 1e-10; tested in this run by linearity and adjoints, to "
+    f"{upper_short(LARGEST_GAP)})."
 )
 
 

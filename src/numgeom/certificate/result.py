@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from numgeom.arithmetic.printing import upper
 from numgeom.certificate.kinks import Kink
 from numgeom.certificate.nonfinite import NonFinite
 from numgeom.certificate.store import SCHEMA, VERSION, fields, to_document
@@ -24,7 +25,8 @@ from numgeom.results.accuracy import GradientAccuracy, combined_norm, relative
 from numgeom.results.guarantee import Guarantee, weakest
 from numgeom.results.source import Source
 
-_CONSTANTS = ("h", "eta", "beta", "curvature", "rho", "failure probability")
+# Provenance that holds a number, an upper bound, written so that it reads back unchanged.
+CONSTANTS = ("h", "eta", "beta", "curvature", "rho", "failure probability")
 
 
 class CertificateError(NumgeomError):
@@ -99,10 +101,11 @@ class Certificate:
 
     def __str__(self) -> str:
         """Return one line; `numgeom.report` renders the whole."""
-        error = self.total.observed_error
+        total = self.total
+        bound = "" if total.error_bound is None else f"at most {upper(total.error_bound)}, "
         return (
-            f"Certificate({self.guarantee}, {len(self.parameters)} parameters, "
-            f"total observed error {error:.2e} relative, method {self.method!r})"
+            f"Certificate({self.guarantee}, {len(self.parameters)} parameters, total error "
+            f"{bound}observed {upper(total.observed_error)} relative, method {self.method!r})"
         )
 
     def entrywise_bound(self, name: str) -> Tensor:
@@ -143,14 +146,12 @@ class Certificate:
 
     @property
     def constants(self) -> dict[str, float]:
-        """The constants of the Newton-Kantorovich theorem, three digits each.
+        """The constants of the Newton-Kantorovich theorem.
 
         "h" must be below 1; "eta", "beta", "curvature" and "rho" are in units of the scale, and
         "failure probability" is that of all bounds together. Empty where the method has none.
         """
-        return {
-            name: float(self.provenance[name]) for name in _CONSTANTS if name in self.provenance
-        }
+        return {name: float(self.provenance[name]) for name in CONSTANTS if name in self.provenance}
 
     def worst_modules(self, count: int = 5) -> tuple[ModuleAccuracy, ...]:
         """Return the modules whose own parameters have the largest relative error.

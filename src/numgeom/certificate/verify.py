@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from numgeom.arithmetic.printing import upper
 from numgeom.certificate.certify import certify
 from numgeom.certificate.circumstances import NAMES
 from numgeom.certificate.comparison import unequal
@@ -106,8 +107,8 @@ class Verification:
         ours = self.again.total.error_bound
         if self.said_bound is not None and ours is not None:
             text += (
-                f"Its bound of the total relative error is {self.said_bound:.2e}, made again "
-                f"here it is {ours:.2e}. "
+                f"Its bound of the total relative error is {upper(self.said_bound)}, made again "
+                f"here it is {upper(ours)}. "
             )
         return text + f"What differs: {what}."
 

@@ -7,6 +7,7 @@ step, its calls come after the backward pass.
 
 from torch import fx
 
+from numgeom.arithmetic.printing import nearest_short
 from numgeom.diagnosis.result import Finding, Kind, Severity
 from numgeom.diagnosis.trace import Trace, argument, op_name, phase_of, place
 
@@ -26,8 +27,8 @@ def clipping(trace: Trace) -> tuple[float, Finding | None]:
             severity=Severity.INFO,
             **place(node),
             evidence={"clip_factor": factor},
-            explanation=f"Entries of the gradients were cut off, the largest to {factor:.3g} times "
-            "its size; the gradient's direction changes with that.",
+            explanation=f"Entries of the gradients were cut off, the largest to "
+            f"{nearest_short(factor)} times its size; the gradient's direction changes with that.",
             remedy="Nothing to do if it happens now and then; clip_grad_norm_ keeps the direction.",
         )
     for node, seen in trace.observations.items():
@@ -44,7 +45,7 @@ def clipping(trace: Trace) -> tuple[float, Finding | None]:
             severity=Severity.INFO,
             **place(node),
             evidence={"clip_factor": factor},
-            explanation=f"The gradients were clipped to {factor:.3g} times their norm.",
+            explanation=f"The gradients were clipped to {nearest_short(factor)} times their norm.",
             remedy="Nothing to do if it happens now and then.",
         )
     return float("nan"), None

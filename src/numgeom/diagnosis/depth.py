@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from numgeom.arithmetic.printing import nearest, nearest_short
 from numgeom.diagnosis.result import Finding, Kind, Severity
 from numgeom.diagnosis.trace import Observation, Trace, op_name, outputs, phase_of, place
 from numgeom.semantics.lockstep import Call
@@ -77,8 +78,8 @@ class DepthDetector:
                 "factors": factors,
             },
             explanation=f"Over {steps} layers the cotangent "
-            f"{'shrinks' if vanishing else 'grows'} to {ratio:.1e} times its norm, by a factor "
-            f"of {math.exp(exponent):.3g} per layer.",
+            f"{'shrinks' if vanishing else 'grows'} to {nearest(ratio, 2)} times its norm, by "
+            f"a factor of {nearest_short(math.exp(exponent))} per layer.",
             remedy=_VANISHING_REMEDY if vanishing else _EXPLODING_REMEDY,
         )
 

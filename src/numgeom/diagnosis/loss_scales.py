@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
+from numgeom.arithmetic.printing import lower_short, nearest_short
 from numgeom.diagnosis.result import Finding, Kind, Severity
 from numgeom.diagnosis.scaling import loss_seeds, try_scale
 from numgeom.diagnosis.trace import Observation, Trace, argument, op_name, outputs, phase_of, place
@@ -58,9 +59,9 @@ class LossScaleDetector:
                     "error_after": trial.after,
                 },
                 explanation="The loss is scaled so high that cotangents leave the range of their "
-                f"format; {trial.scale:g} times the scale keeps them inside.",
+                f"format; {nearest_short(trial.scale, 17)} times the scale keeps them inside.",
                 remedy="Lower the scale: torch.amp.GradScaler skips such a step and halves its "
-                f"scale; a fixed scale should be at most {now * trial.scale:g}.",
+                f"scale; a fixed scale should be at most {lower_short(now * trial.scale, 17)}.",
                 verified=True,
             )
             return

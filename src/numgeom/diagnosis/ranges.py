@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from numgeom.arithmetic.printing import nearest_short, percent
 from numgeom.diagnosis.result import Finding, Kind, Severity
 from numgeom.diagnosis.scaling import try_loss_scale
 from numgeom.diagnosis.trace import Observation, Trace, ancestors, norm, outputs, phase_of, place
@@ -119,14 +120,16 @@ class RangeDetector:
                 }
                 if trial.helps:
                     verified = True
+                    scale = nearest_short(trial.scale, 17)
                     remedy = (
-                        f"Scale the loss: torch.amp.GradScaler(init_scale={trial.scale:g}), or "
+                        f"Scale the loss: torch.amp.GradScaler(init_scale={scale}), or "
                         "(loss * scale).backward() and divide the gradients by scale."
                     )
         where = place(node)
         explanation = (
-            f"{cause.lost:.0%} of this call's result lies below the range of its format and is "
-            "lost; " + (f"{worst:.0%} of a gradient with it." if shares else "it becomes zero.")
+            f"{percent(cause.lost, 0)} of this call's result lies below the range of its format "
+            "and is lost; "
+            + (f"{percent(worst, 0)} of a gradient with it." if shares else "it becomes zero.")
         )
         severity = Severity.ERROR if severe else Severity.WARNING
         yield Finding(Kind.UNDERFLOW, severity, **where, evidence=evidence,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from numgeom.arithmetic.printing import nearest_short, upper
 from numgeom.errors import FileFormatError
 from numgeom.results import store
 
@@ -224,7 +225,8 @@ class Diagnosis:
 
     def __str__(self) -> str:
         """Everything, for a person."""
-        errors = f"relative error: loss {self.loss_error:.1e}, gradient {self.gradient_error:.1e}"
+        loss, gradient = upper(self.loss_error, 2), upper(self.gradient_error, 2)
+        errors = f"relative error: loss {loss}, gradient {gradient}"
         if not self.findings:
             return f"No findings ({errors})."
         count = "1 finding" if len(self.findings) == 1 else f"{len(self.findings)} findings"
@@ -257,7 +259,7 @@ def _plain(value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return nearest_short(value)
     if isinstance(value, (list, tuple)):
         shown = ", ".join(_shown(item) for item in value[:4])
         return f"[{shown}{', ...' if len(value) > 4 else ''}]"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from numgeom.arithmetic.printing import percent
 from numgeom.diagnosis.result import Finding, Kind, Severity
 from numgeom.diagnosis.trace import Observation, Trace, norm, outputs, place
 from numgeom.semantics.lockstep import Call
@@ -113,8 +114,9 @@ def _finding(trace: Trace, nodes: dict[str, fx.Node], lost: list[_Loss]) -> Find
             "unchanged_share": still / moving,
             "missing_change_relative": worst.missing,
         },
-        explanation=f"The optimizer's step is absorbed: {still / moving:.0%} of the entries that "
-        f"it should change stay as they are in {len(lost)} parameters, most in {worst.name}.",
+        explanation=f"The optimizer's step is absorbed: {percent(still / moving, 0)} of the "
+        f"entries that it should change stay as they are in {len(lost)} parameters, most in "
+        f"{worst.name}.",
         remedy=remedy,
         verified=cured,
     )

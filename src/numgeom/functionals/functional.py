@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from numgeom.arithmetic.formats import float64
 from numgeom.arithmetic.lower_bounds import div_down, sub_down
+from numgeom.arithmetic.printing import lower, upper
 from numgeom.arithmetic.rounding import add_up, mul_up
 from numgeom.errors import NumgeomError
 
@@ -29,8 +30,8 @@ class ErrorFunctional:
     Example:
         >>> layer, head = ErrorFunctional(2.0, 1e-7), ErrorFunctional(0.5, 3e-8)
         >>> whole = head @ layer
-        >>> f"{whole.stretch:.2g}, {whole.added:.2g}"
-        '1, 8e-08'
+        >>> upper(whole.stretch), upper(whole.added)
+        ('1.00e+00', '8.01e-08')
     """
 
     stretch: float
@@ -72,8 +73,8 @@ class ErrorFunctional:
         """
         if not tolerance >= self.added:
             raise FunctionalError(
-                f"No input is accurate enough for an error of {tolerance:.3g}: what is added on "
-                f"the way alone is up to {self.added:.3g}. Compute in a wider format, or allow "
+                f"No input is accurate enough for an error of {lower(tolerance)}: what is added on "
+                f"the way alone is up to {upper(self.added)}. Compute in a wider format, or allow "
                 "more."
             )
         room = sub_down(tolerance, self.added)
@@ -113,11 +114,11 @@ class ErrorFunctional:
             return 1
         if not room > 0.0 or math.isinf(self.added):
             raise FunctionalError(
-                f"No number of bits keeps the error below {tolerance:.3g}: "
+                f"No number of bits keeps the error below {lower(tolerance)}: "
                 + (
                     "nothing bounds what is added."
                     if math.isinf(self.added)
-                    else f"the input error alone grows to {inherited:.3g}."
+                    else f"the input error alone grows to {upper(inherited)}."
                 )
             )
         bits = max(1, math.ceil(math.log2(self.added) - math.log2(room) - math.log2(unit_roundoff)))

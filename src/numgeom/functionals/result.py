@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from numgeom.arithmetic.printing import upper
 from numgeom.errors import FileFormatError
 from numgeom.functionals.composition import bits_for
 from numgeom.functionals.functional import ErrorFunctional
@@ -143,8 +144,8 @@ class TrackingResult:
             names = ", ".join(f"{name} ({n})" for name, n in self.unknown_ops.items())
             lines.append(f"GUARANTEE NONE: no rule for {names}")
         lines.append(
-            f"Error of the gradient: at most {self.total.error_bound:.2e} (relative, 2-norm), "
-            f"guarantee {self.guarantee}; about {self.total.expected_error:.2e}, ESTIMATED"
+            f"Error of the gradient: at most {upper(self.total.error_bound)} (relative, 2-norm), "
+            f"guarantee {self.guarantee}; about {upper(self.total.expected_error)}, ESTIMATED"
         )
         if self.overflow:
             lines.append(f"Overflow first in {self.overflow}: the bound is infinite from there on.")
@@ -154,7 +155,7 @@ class TrackingResult:
         for name, row in self.gradients.items():
             f = row.functional
             cells = (row.error_bound, row.expected_error, f.stretch, f.added)
-            lines.append(f"{name:<{width}}" + "".join(f"  {cell:9.2e}" for cell in cells))
+            lines.append(f"{name:<{width}}" + "".join(f"  {upper(cell):>9}" for cell in cells))
         lines.append(f"{'module':<{width}}  {'forward: L, added':>20}  {'backward: L, added':>20}")
         for path, each in self.modules.items():
             pairs = (_text(each.forward), _text(each.backward))
@@ -163,7 +164,11 @@ class TrackingResult:
 
 
 def _text(functional: ErrorFunctional | None) -> str:
-    return "-" if functional is None else f"{functional.stretch:.1e}, {functional.added:.1e}"
+    return (
+        "-"
+        if functional is None
+        else f"{upper(functional.stretch, 2)}, {upper(functional.added, 2)}"
+    )
 
 
 def _finite(tree: Any) -> Any:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from numgeom.arithmetic.formats import format_of
-from numgeom.arithmetic.lower_bounds import sub_down
-from numgeom.arithmetic.rounding import UNIT_ROUNDOFF, div_up, norm_up
+from numgeom.arithmetic.lower_bounds import norm_down, sub_down
+from numgeom.arithmetic.rounding import div_up, norm_up
 from numgeom.functionals.composition import Composition, composition_of
 from numgeom.functionals.functional import ErrorFunctional
 from numgeom.functionals.result import GradientFunctional, ModuleFunctionals, TrackingResult
@@ -147,7 +147,7 @@ class Tracking:
         expected = self.composition.expected(name)
         return GradientFunctional(
             functional,
-            _relative(error, _norm_down(gradient)),
+            _relative(error, norm_down(gradient)),
             expected / norm if norm > 0.0 else math.inf if expected else 0.0,
             norm,
             error,
@@ -168,7 +168,7 @@ class Tracking:
         expected = math.hypot(*(self.composition.expected(name) for name in gradients))
         return GradientFunctional(
             ErrorFunctional(stretch, added),
-            _relative(error, _norm_down(everything)),
+            _relative(error, norm_down(everything)),
             expected / norm if norm > 0.0 else math.inf if expected else 0.0,
             norm,
             error,
@@ -218,13 +218,6 @@ def track(model: nn.Module | None = None) -> Tracking:
         True
     """
     return Tracking(model)
-
-
-def _norm_down(x: Tensor) -> float:
-    """At most the 2-norm: 2 n u covers the rounding of a norm (Higham 2002, sec. 3.1), twice."""
-    norm = float(x.norm())
-    slack = 1.0 - 4.0 * (x.numel() + 8) * UNIT_ROUNDOFF
-    return max(0.0, norm * slack) if norm < math.inf else 0.0
 
 
 def _relative(error: float, computed: float) -> float:

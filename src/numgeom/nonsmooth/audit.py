@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from numgeom.arithmetic.printing import nearest_short
 from numgeom.nonsmooth.backward import FrozenStep, TiedCall
 from numgeom.nonsmooth.clarke import least, tensor_arguments
 from numgeom.nonsmooth.kinks import Family, KinkRule
@@ -75,12 +76,13 @@ class AuditedOp:
         if self.norm is not None and self.least_norm is not None:
             rule = "takes the least norm"
             if self.breaks_rule:
-                rule = f"breaks the rule (norm {self.norm:.3g}, least {self.least_norm:.3g})"
+                least = nearest_short(self.least_norm)
+                rule = f"breaks the rule (norm {nearest_short(self.norm)}, least {least})"
         if not self.n_tied:
             here = "no unit is tied on this batch"
         elif self.matters:
             here = f"{self.n_tied} tied units: the rule would move the gradient by "
-            here += f"{self.difference:.3g}"
+            here += f"{nearest_short(self.difference)}"
         else:
             here = f"{self.n_tied} tied units, but the gradient does not depend on it"
         return f"{self.op} ({', '.join(self.places)}): {rule}; {here}"

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from numgeom.arithmetic.printing import upper_short
 from numgeom.arithmetic.rounding import add_up, difference_up, mul_up, next_up, norm_up, sum_up
 from numgeom.errors import NumgeomError
 from numgeom.nonsmooth.backward import FrozenStep, TiedCall
@@ -128,7 +129,7 @@ class Hull:
             f"({self.guarantee}): {self.n_units} tied units can move the gradient, "
             f"{self.n_inert} cannot"
         ]
-        lines += [f"  {n}: width up to {w:.3g}" for n, w in widths.items() if w > 0]
+        lines += [f"  {n}: width up to {upper_short(w)}" for n, w in widths.items() if w > 0]
         if self.method == "intervals":
             lines.append("  by intervals: an upper bound, wider than the set")
         if self.unmatched:

@@ -11,6 +11,7 @@ import math
 
 import torch
 
+from numgeom.arithmetic.printing import nearest_short, upper_short
 from numgeom.errors import NumgeomError
 
 DEFAULT_ALPHA = 0.05
@@ -121,10 +122,11 @@ def mcdiarmid_sample_size(margin: float, *, batches: int, alpha: float = DEFAULT
     room = margin**2 / (0.5 * math.log(2 / alpha)) - 1 / batches
     if room <= 0:
         needed = math.floor(0.5 * math.log(2 / alpha) / margin**2) + 1
+        least = math.sqrt(0.5 * math.log(2 / alpha) / batches)
         raise MarginError(
-            f"a margin of {margin:g} cannot be reached with {batches} mini-batches, however many "
-            f"points are drawn: use at least {needed} mini-batches, or a margin above "
-            f"{math.sqrt(0.5 * math.log(2 / alpha) / batches):.3g}"
+            f"a margin of {nearest_short(margin)} cannot be reached with {batches} mini-batches, "
+            f"however many points are drawn: use at least {needed} mini-batches, or a margin above "
+            f"{upper_short(least)}"
         )
     n = math.ceil(1 / room)
     while n > 1 and _mcdiarmid(n - 1, batches, alpha) <= margin:
@@ -161,8 +163,8 @@ def _mcdiarmid(points: int, batches: int, alpha: float) -> float:
 def _meaningful(margin: float, samples: str) -> float:
     if margin >= 1:
         raise MarginError(
-            f"{samples} give a margin of {margin:.3g}: every share is within 1 of every other, so "
-            "it says nothing. Draw more, or report the count without a margin"
+            f"{samples} give a margin of {upper_short(margin)}: every share is within 1 of every "
+            "other, so it says nothing. Draw more, or report the count without a margin"
         )
     return margin
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from numgeom.arithmetic.printing import upper_short
 from numgeom.nonsmooth.audit import AuditedOp, audit_of
 from numgeom.nonsmooth.backward import FrozenStep
 from numgeom.nonsmooth.hull import MAX_PULLBACKS, Hull, hull_of
@@ -178,7 +179,7 @@ def _criterion(zones: Zones) -> str:
         return "  by the paper's criterion D > tau: below every threshold, D is 0"
     return (
         f"  by the paper's criterion D > tau: a difference for every tau below "
-        f"{zones.variation:.3g}, and none above"
+        f"{upper_short(zones.variation)}, and none above"
     )
 
 

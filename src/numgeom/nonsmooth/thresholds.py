@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from numgeom.arithmetic.printing import upper_short
 from numgeom.nonsmooth.selection import Selection
 from numgeom.nonsmooth.variation import (
     VariationError,
@@ -59,7 +60,7 @@ class Threshold:
         label = " (emulation)" if self.source == "permuted sums" else ""
         if self.value is None:
             return f"{self.name} is undefined: no variation was found ({share})"
-        return f"{self.name} = {self.value:.3g} by {self.source}{label}; {share}"
+        return f"{self.name} = {upper_short(self.value)} by {self.source}{label}; {share}"
 
 
 def tau1(models: Iterable[nn.Module], loss_fn: LossFunction, batches: Sequence[Any]) -> Threshold:

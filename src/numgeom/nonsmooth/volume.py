@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from numgeom.arithmetic.printing import nearest, percent, percent_lower, percent_upper, upper_short
 from numgeom.errors import NumgeomError
 from numgeom.nonsmooth.ledger import Ledger
 from numgeom.nonsmooth.margins import (
@@ -165,21 +166,25 @@ class Volume:
     def __str__(self) -> str:
         """The curve with its margins."""
         margin = self.margin()
-        said = f"margin {margin:.3g}" if margin is not None else "too few for a margin"
+        said = f"margin {upper_short(margin)}" if margin is not None else "too few for a margin"
         lines = [f"{self.n_points} points, {self.n_batches} mini-batches; pairs: {said}"]
         for tau, points, pairs in self.curve():
-            low, high = self.interval(tau)
             lines.append(
-                f"  D > {tau:.0e}: {points:7.2%} of points [{low:.2%}, {high:.2%}], "
-                f"{pairs:7.2%} of pairs"
+                f"  D > {nearest(tau, 1)}: {percent(points, 2):>7} of points "
+                f"{_shown(self.interval(tau))}, "
+                f"{percent(pairs, 2):>7} of pairs"
             )
         for zone, share in (self.zone_shares() or {}).items():
-            low, high = self.zone_interval(zone) or (0.0, 1.0)
-            lines.append(f"  {zone}: {share:.2%} of points [{low:.2%}, {high:.2%}]")
+            interval = _shown(self.zone_interval(zone) or (0.0, 1.0))
+            lines.append(f"  {zone}: {percent(share, 2)} of points {interval}")
         return "\n".join(lines)
 
     def _above(self, tau: float) -> Tensor:
         return ~(self.variations <= tau)  # a NaN is a difference
+
+
+def _shown(interval: tuple[float, float]) -> str:
+    return f"[{percent_lower(interval[0], 2)}, {percent_upper(interval[1], 2)}]"
 
 
 def estimate_volume(

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from numgeom.arithmetic.printing import upper_short
 from numgeom.nonsmooth.backward import FrozenStep, TiedCall
 from numgeom.nonsmooth.choices import Last, Minimal
 from numgeom.nonsmooth.kinks import Family
@@ -113,8 +114,9 @@ class Zones:
         first, second = self.selections
         lines = [
             f"{self.zone}: {first} against {second}",
-            f"variation {self.variation:.3g} as computed, {self.replayed_variation:.3g} replayed "
-            f"in float64 (rounding there: {self.rounding:.1g})",
+            f"variation {upper_short(self.variation)} as computed, "
+            f"{upper_short(self.replayed_variation)} replayed in float64 (rounding there: "
+            f"{upper_short(self.rounding, 1)})",
             *(f"  {tie}" for tie in self.ties),
             f"  {self.n_dead} more tied, but no parameter moves them",
         ]

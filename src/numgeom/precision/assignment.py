@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from numgeom.arithmetic.printing import lower, nearest
 from numgeom.precision.errors import NoAssignmentError, PrecisionError
 
 
@@ -44,8 +45,8 @@ def choose_formats(
     if sum(least.values()) > budget:
         raise NoAssignmentError(
             "No assignment of the given formats meets the tolerance: the best has a predicted "
-            f"error of {sum(least.values()) ** 0.5:.2e}, and {max(budget, 0.0) ** 0.5:.2e} is "
-            "left for it. Raise the tolerance, or add a wider format."
+            f"error of {nearest(sum(least.values()) ** 0.5)}, and {lower(max(budget, 0.0) ** 0.5)} "
+            "is left for it. Raise the tolerance, or add a wider format."
         )
     if not pairs:
         return {}

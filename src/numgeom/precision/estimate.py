@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from numgeom.arithmetic.formats import Format
+from numgeom.arithmetic.printing import lower, nearest, upper
 from numgeom.precision.bits import BitsNeeded, Grouping, bits_needed
 from numgeom.precision.errors import PrecisionError
 from numgeom.precision.noisy import Operands, op_name
@@ -90,8 +91,8 @@ class Estimate:
         low, high = self.total.interval
         return (
             f"Estimate({self.total.guarantee}, {self.formats}: predicted error "
-            f"{self.total.predicted_error:.2e} relative, 95 % interval {low:.2e} to {high:.2e}, "
-            f"{self.samples} samples)"
+            f"{nearest(self.total.predicted_error)} relative, 95 % interval {lower(low)} to "
+            f"{upper(high)}, {self.samples} samples)"
         )
 
     def statistical_bound(self, *, failure_probability: float = 1e-9) -> float:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from numgeom.arithmetic.formats import Format, bfloat16, float16
+from numgeom.arithmetic.printing import nearest_short, percent, percent_upper
 from numgeom.recording import Program
 
 # The largest value may grow this many powers of two from one step to the next.
@@ -61,10 +62,11 @@ class LossScale:
             return f"No loss scale is needed in {self.format}."
         also = "" if self.needed_in_bfloat16 else " In bfloat16 none is needed."
         lost, left = self.underflow[1.0], self.underflow[self.scale]
+        scale = nearest_short(self.scale, 17)
         return (
-            f"Scale the loss by {self.scale:g} in {self.format}, or use GradScaler(init_scale="
-            f"{self.scale:g}, growth_interval={self.growth_interval}): without a scale {lost:.2%} "
-            f"of the backward pass becomes zero, with it {left:.2%}.{also}"
+            f"Scale the loss by {scale} in {self.format}, or use GradScaler(init_scale={scale}, "
+            f"growth_interval={self.growth_interval}): without a scale {percent(lost, 2)} of "
+            f"the backward pass becomes zero, with it {percent_upper(left, 2)}.{also}"
         )
 
     def to_document(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from numgeom.arithmetic.formats import float16, format_named
+from numgeom.arithmetic.printing import nearest, percent
 from numgeom.errors import FileFormatError
 from numgeom.precision.errors import PrecisionError
 from numgeom.precision.loss_scale import ExponentCount, LossScale, loss_scale_for
@@ -94,8 +95,8 @@ class PrecisionPlan:
     def __str__(self) -> str:
         """Return one line."""
         return (
-            f"PrecisionPlan({self.low_precision_share:.0%} of the work in low precision, "
-            f"predicted error {self.predicted_error:.2e}, tolerance {self.tolerance:.2e})"
+            f"PrecisionPlan({percent(self.low_precision_share, 0)} of the work in low precision, "
+            f"predicted error {nearest(self.predicted_error)}, tolerance {nearest(self.tolerance)})"
         )
 
     def apply(self, model: nn.Module) -> AbstractContextManager[None]:

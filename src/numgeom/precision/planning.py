@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from numgeom.arithmetic.printing import nearest, upper
 from numgeom.precision.assignment import choose_formats
 from numgeom.precision.errors import NoAssignmentError, PrecisionError
 from numgeom.precision.measuring import Measurer
@@ -79,9 +80,9 @@ def search(
     base = measurer.base
     if base > limit and "float32" in formats:
         raise PrecisionError(
-            f"No assignment meets the tolerance of {tolerance:.2e}: as the step runs now, its "
-            f"gradient already has an error of {base:.2e}, and that is the best that can be had. "
-            f"Tolerances from {1.01 * base * tolerance / limit:.2e} on are in reach."
+            f"No assignment meets the tolerance of {nearest(tolerance)}: as the step runs now, "
+            f"its gradient already has an error of {nearest(base)}, and that is the best that can "
+            f"be had. Tolerances from {upper(1.01 * base * tolerance / limit)} on are in reach."
         )
     uniform = _cheapest(measurer, units, formats, limit)
     if uniform is not None:  # nothing saves more
@@ -120,9 +121,10 @@ def _nothing(
     exact = {m: min(row, key=row.__getitem__) for m, row in errors.items()}
     best = measurer.worst(exact)
     return PrecisionError(
-        f"No assignment of the given formats meets the tolerance of {tolerance:.2e}: the best has "
-        f"a predicted error of {best:.2e}, so tolerances from {1.01 * best * tolerance / limit:.2e}"
-        " on are in reach. Raise the tolerance, or add a wider format."
+        f"No assignment of the given formats meets the tolerance of {nearest(tolerance)}: the "
+        f"best has a predicted error of {nearest(best)}, so tolerances from "
+        f"{upper(1.01 * best * tolerance / limit)} on are in reach. Raise the tolerance, or "
+        "add a wider format."
     )
 
 

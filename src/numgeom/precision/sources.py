@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from numgeom.arithmetic.printing import percent
 from numgeom.errors import NumgeomError
 from numgeom.precision.derivatives import DIFFERENTIABLE
 from numgeom.precision.noisy import MOVING, NoisyReplay, Operands, difference, op_name
@@ -119,7 +120,9 @@ class Sources:
     def __str__(self) -> str:
         """Say in a sentence what makes the error; how much of it are crossings of kinks."""
         shares = sorted(((self.share(cause), cause.value) for cause in Cause), reverse=True)
-        named = ", ".join(f"{share:.0%} {name}" for share, name in shares if abs(share) >= 0.005)
+        named = ", ".join(
+            f"{percent(share, 0)} {name}" for share, name in shares if abs(share) >= 0.005
+        )
         return f"Causes of the error [share of its square]: {named or 'none'}."
 
     def for_certificate(self) -> tuple[Source, ...]:

@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from numgeom.arithmetic.printing import lower, nearest, percent, percent_upper, seconds_text, upper
 from numgeom.precision import BitsNeeded, Estimate, GradientEstimate, PrecisionPlan, Verification
 
 # Shares of numbers that become zero are shown from here on.
@@ -17,8 +18,9 @@ def estimate_view(found: Estimate, *, rows: int = 40) -> Group:
     """A headline and a table of parameters, largest error first."""
     low, high = found.total.interval
     headline = Text(
-        f"Predicted error of the gradient: {found.total.predicted_error:.2e} (relative, 2-norm), "
-        f"{low:.2e} to {high:.2e} in 95 of 100 runs, guarantee {found.total.guarantee.name}",
+        f"Predicted error of the gradient: {nearest(found.total.predicted_error)} (relative, "
+        f"2-norm), {lower(low)} to {upper(high)} in 95 of 100 runs, "
+        f"guarantee {found.total.guarantee.name}",
         style="bold",
     )
     table = Table(box=box.SIMPLE_HEAD)
@@ -27,11 +29,11 @@ def estimate_view(found: Estimate, *, rows: int = 40) -> Group:
         table.add_column(column, justify="right")
     ranked = sorted(found.parameters.values(), key=_size, reverse=True)
     for row in ranked[:rows]:
-        ends = (f"{end:.2e}" for end in row.interval)
-        table.add_row(row.name, str(row.entries), f"{row.predicted_error:.2e}", *ends)
+        ends = (lower(row.interval[0]), upper(row.interval[1]))
+        table.add_row(row.name, str(row.entries), nearest(row.predicted_error), *ends)
     hidden = len(ranked) - rows
     more = [Text(f"{hidden} parameters with a smaller error are not shown.")] if hidden > 0 else []
-    facts = f"{found.formats}, {found.samples} samples, {found.seconds:.2f} s"
+    facts = f"{found.formats}, {found.samples} samples, {seconds_text(found.seconds)}"
     return Group(headline, table, *more, Text(facts, style="dim"))
 
 
@@ -46,7 +48,7 @@ def bits_view(needs: Iterable[BitsNeeded], *, by: str) -> Table:
     for need in needs:
         bits = "more than 53" if need.bits is None else str(need.bits)
         name = need.part or "(outside of modules)"
-        table.add_row(name, bits, str(need.predicted_bits), f"{need.error:.2e}")
+        table.add_row(name, bits, str(need.predicted_bits), nearest(need.error))
     return table
 
 
@@ -62,21 +64,21 @@ def plan_view(plan: PrecisionPlan, checked: Verification | None) -> Group:
     everything = max(sum(plan.flops.values()), 1)
     for module, chosen in plan.formats.items():
         errors = plan.module_errors.get(module, {})
-        cells = (f"{errors[name]:.2e}" if name in errors else "" for name in columns)
+        cells = (nearest(errors[name]) if name in errors else "" for name in columns)
         share = plan.flops.get(module, 0) / everything
-        table.add_row(module or "(the model)", chosen, f"{share:.1%}", *cells)
+        table.add_row(module or "(the model)", chosen, percent(share), *cells)
     lines = [
         Text(
-            f"{plan.low_precision_share:.0%} of the work in low precision, predicted error "
-            f"{plan.predicted_error:.2e} (relative, 2-norm), tolerance {plan.tolerance:.2e}, "
-            "guarantee ESTIMATED",
+            f"{percent(plan.low_precision_share, 0)} of the work in low precision, predicted error "
+            f"{nearest(plan.predicted_error)} (relative, 2-norm), tolerance "
+            f"{nearest(plan.tolerance)}, guarantee ESTIMATED",
             style="bold",
         ),
         table,
         Text(_loss_scale(plan)),
     ]
     lost = [
-        f"{share:.2%} in {module or 'the model'} ({plan.formats[module]})"
+        f"{percent_upper(share, 2)} in {module or 'the model'} ({plan.formats[module]})"
         for module, row in plan.underflow.items()
         if (share := row.get(plan.formats.get(module, ""), 0.0)) >= _UNDERFLOW
     ]
@@ -86,8 +88,8 @@ def plan_view(plan: PrecisionPlan, checked: Verification | None) -> Group:
         verdict = "holds" if checked.holds else "DOES NOT HOLD"
         lines.append(
             Text(
-                f"Run for real: measured error {checked.measured_error:.2e}, predicted "
-                f"{checked.predicted_error:.2e}; the tolerance {verdict}."
+                f"Run for real: measured error {nearest(checked.measured_error)}, predicted "
+                f"{nearest(checked.predicted_error)}; the tolerance {verdict}."
             )
         )
     return Group(*lines)

@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.text import Text
 from rich.tree import Tree
 
+from numgeom.arithmetic.printing import percent
 from numgeom.results.source import Source
 
 _BAR = 20
@@ -36,7 +37,9 @@ def sources_view(sources: Iterable[Source], *, rows: int = 40) -> Group:
                 if each.error_share >= _LEAST_SHARE:
                     leaf.add(_line(f"{each.op}  {each.source}", each.error_share))
     guarantee = found[0].guarantee.name
-    small = Text(f"Shares below {_LEAST_SHARE:.1%} are counted, but not shown. {guarantee}.", "dim")
+    small = Text(
+        f"Shares below {percent(_LEAST_SHARE)} are counted, but not shown. {guarantee}.", "dim"
+    )
     return Group(tree, small)
 
 
@@ -46,4 +49,4 @@ def _total(sources: Iterable[Source], **wanted: str) -> float:
 
 def _line(name: str, share: float) -> Text:
     filled = round(share * _BAR)
-    return Text(f"{'█' * filled}{'░' * (_BAR - filled)} {share:6.1%}  {name}")
+    return Text(f"{'█' * filled}{'░' * (_BAR - filled)} {percent(share):>6}  {name}")

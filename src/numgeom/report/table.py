@@ -15,7 +15,16 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from numgeom.certificate.result import Certificate
+from numgeom.arithmetic.printing import (
+    digits_text,
+    nearest,
+    nearest_short,
+    percent,
+    seconds_text,
+    upper,
+    upper_short,
+)
+from numgeom.certificate.result import CONSTANTS, Certificate
 from numgeom.results.accuracy import MOST_DIGITS, GradientAccuracy
 from numgeom.results.guarantee import Guarantee
 
@@ -70,13 +79,13 @@ def headline(certificate: Certificate) -> Text:
     if certificate.first_nonfinite is not None and math.isnan(total.observed_error):
         text.append("unknown, not all values are finite", "bold red")
     elif total.error_bound is not None:
-        text.append(f"at most {number(total.error_bound)} (relative, 2-norm)", "bold")
+        text.append(f"at most {upper(total.error_bound)} (relative, 2-norm)", "bold")
     elif math.isnan(total.observed_error):
         text.append("unknown", "bold")
     elif total.observed_error == 0.0:
         text.append("no difference from the float64 reference", "bold")
     else:
-        text.append(f"{number(total.observed_error)} (relative, 2-norm)", "bold")
+        text.append(f"{upper(total.observed_error)} (relative, 2-norm)", "bold")
     return text.append(", guarantee ").append_text(_level(certificate.guarantee))
 
 
@@ -85,8 +94,8 @@ def _summary(certificate: Certificate) -> Text:
     text = headline(certificate).append(f"\n{certificate.guarantee.meaning}\n")
     if certificate.computed_loss is not None and certificate.reference_loss is not None:
         text.append(
-            f"Loss {certificate.computed_loss:.9g} computed, "
-            f"{certificate.reference_loss:.9g} reference. "
+            f"Loss {nearest_short(certificate.computed_loss, 9)} computed, "
+            f"{nearest_short(certificate.reference_loss, 9)} reference. "
         )
     text.append(f"{total.entries} entries of gradient, computed in {total.dtype}.\n")
     return text
@@ -187,31 +196,31 @@ def _shape(row: GradientAccuracy) -> str:
 def _error(row: GradientAccuracy) -> str:
     if row.nonfinite_entries:
         return f"{row.nonfinite_entries} bad"
-    return "ref. bad" if row.reference_nonfinite_entries else number(row.observed_error)
+    return "ref. bad" if row.reference_nonfinite_entries else upper(row.observed_error)
 
 
 def _entry_error(row: GradientAccuracy) -> str:
-    return number(math.nan if math.isnan(row.observed_error) else row.largest_entry_error)
+    return upper(math.nan if math.isnan(row.observed_error) else row.largest_entry_error)
 
 
 def _digits(row: GradientAccuracy) -> str:
     if row.digits is None:
         return "?"
     if row.error_bound is None and row.observed_error == 0.0:
-        return f">{math.floor(10 * MOST_DIGITS) / 10}"  # no difference seen: not exact, only close
-    return f"{row.digits:.1f}"
+        return f">{digits_text(MOST_DIGITS)}"  # no difference seen: not exact, only close
+    return digits_text(row.digits)
 
 
 _ALWAYS = (
     _Column("shape", "", _shape),
-    _Column("norm", "2-norm", lambda row: number(row.computed_norm)),
+    _Column("norm", "2-norm", lambda row: nearest(row.computed_norm)),
     _Column("observed\nerror", "relative", _error),
     _Column("largest\nentry error", "absolute", _entry_error),
     _Column("correct\ndigits", "decimal", _digits),
 )
 _WITH_A_BOUND = (
-    _Column("error\nbound", "relative", lambda row: number(row.error_bound)),
-    _Column("bound /\nobserved", "ratio", lambda row: number(row.tightness)),
+    _Column("error\nbound", "relative", lambda row: upper(row.error_bound)),
+    _Column("bound /\nobserved", "ratio", lambda row: upper(row.tightness)),
 )
 # What a narrow terminal leaves out, first to last.
 _LESS_NEEDED = ("shape", "norm", "largest\nentry error", "bound /\nobserved")
@@ -224,7 +233,7 @@ def _modules(certificate: Certificate) -> Table:
     _add_number(table, "share of the\nsquared error", "percent")
     table.add_column("guarantee", no_wrap=True)
     for row in certificate.worst_modules():
-        cells = (row.module or "(model)", number(row.observed_error), _percent(row.error_share))
+        cells = (row.module or "(model)", upper(row.observed_error), _percent(row.error_share))
         table.add_row(*(Text(cell) for cell in cells), _level(row.guarantee))
     return table
 
@@ -242,7 +251,7 @@ def _sources(certificate: Certificate) -> Table:
 
 
 def _percent(share: float) -> str:
-    return "?" if math.isnan(share) else f"{100 * share:.1f}"
+    return percent(share).removesuffix("%")
 
 
 def _counts(certificate: Certificate) -> str:
@@ -271,9 +280,9 @@ def _list(title: str, lines: tuple[str, ...]) -> RenderableType:
 
 
 def _footer(certificate: Certificate) -> Text:
-    facts = [f"method {certificate.method}", f"{certificate.seconds:.2f} s"]
+    facts = [f"method {certificate.method}", seconds_text(certificate.seconds)]
     facts += [
-        f"{key} {value[:12] if key == 'program' else value}"
+        f"{key} {_fact(key, value)}"
         for key, value in certificate.provenance.items()
         if value and key not in _ONLY_IN_FILES
     ]
@@ -284,10 +293,9 @@ def _level(guarantee: Guarantee) -> Text:
     return Text(guarantee.name, _COLOURS[guarantee])
 
 
-def number(value: float | None) -> str:
-    """Write a number with three significant digits; "?" where it is unknown."""
-    if value is None or math.isnan(value):
-        return "?"
-    if value == 0.0 or math.isinf(value):
-        return "0" if value == 0.0 else ("inf" if value > 0 else "-inf")
-    return f"{value:.2e}"
+def _fact(key: str, value: str) -> str:
+    """Provenance as a person reads it: constants of a theorem are bounds, so rounded upward."""
+    if key == "program":
+        return value[:12]
+    # The probability is text that bounds it already.
+    return upper_short(float(value)) if key in CONSTANTS[:-1] else value

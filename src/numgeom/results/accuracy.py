@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from numgeom.arithmetic.printing import correct_digits
+from numgeom.arithmetic.rounding import ratio_up
 from numgeom.results import store
 from numgeom.results.guarantee import Guarantee, weakest
 
@@ -64,17 +66,17 @@ class GradientAccuracy:
 
     @property
     def tightness(self) -> float | None:
-        """Bound divided by observed error; None without a bound or an error to compare with."""
-        if self.error_bound is None or not self.observed_error > 0.0:
+        """Bound divided by observed error, rounded up; None without the two to compare."""
+        if self.error_bound is None or not 0.0 < self.observed_error < math.inf:
             return None
-        return self.error_bound / self.observed_error
+        return ratio_up(self.error_bound, self.observed_error)
 
     @property
     def digits(self) -> float | None:
         """Correct decimal digits: -log10 of the bound if there is one, else of the observed error.
 
-        Between 0 and 15.95, the most that a float64 reference can show. None if nothing is
-        known; 0 if the reference is finite and the computed gradient is not.
+        Rounded down. Between 0 and 15.95, the most that a float64 reference can show. None if
+        nothing is known; 0 if the reference is finite and the computed gradient is not.
         """
         error = self.observed_error if self.error_bound is None else self.error_bound
         if math.isnan(error):
@@ -82,7 +84,7 @@ class GradientAccuracy:
             return 0.0 if wrong else None
         if error == 0.0:
             return MOST_DIGITS
-        return min(MOST_DIGITS, max(0.0, -math.log10(error)))
+        return min(MOST_DIGITS, max(0.0, correct_digits(error)))
 
     @property
     def largest_entry_error_relative(self) -> float:
