@@ -10,6 +10,7 @@ top to bottom. Ops: product of matrices, sum, product of entries, tanh.
 
 import math
 from collections.abc import Callable
+from decimal import ROUND_CEILING, Context
 from typing import NamedTuple
 
 import numpy as np
@@ -230,7 +231,7 @@ def radii(calls: list[Call], values: Values, seed: int = 0) -> dict[str, float]:
     beta = found.pop("beta")
     h = 2 * beta**2 * k * eta * MARGIN
     if not h <= 1:
-        raise ArithmeticError(f"no bound: h = {h:.1e} > 1: {beta=:.1e}, K={k:.1e}, {eta=:.1e}")
+        raise ArithmeticError(f"no bound: h = {up(h)} > 1: beta = {up(beta)}, K = {up(k)}")
     rho = 2 * beta * eta / (1 + math.sqrt(1 - h)) * MARGIN
     return {name: size * (eta + 0.5 * k * rho**2) * MARGIN for name, size in found.items()}
 
@@ -248,6 +249,11 @@ def example(depth: int, seed: int = 0, width: int = 16) -> tuple[list[Call], Val
     return training_step(depth), {k: v.astype(np.float32) for k, v in inputs.items()}
 
 
+def up(x: float, digits: int = 3) -> str:
+    """A number as it is printed: rounded upward, since a bound that is rounded down is none."""
+    return str(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(x))
+
+
 def main() -> None:
     """Print what a float32 gradient is worth, for networks of growing depth."""
     print("depth  observed error  certified bound   bound / observed")
@@ -259,7 +265,7 @@ def main() -> None:
         size = norm({n: reference[n] for n in radius})
         observed = norm({n: computed[n].astype(np.float64) - reference[n] for n in radius}) / size
         bound = observed + math.hypot(*radius.values()) / size
-        print(f"{depth:5}  {observed:14.2e}  {bound:15.2e}  {bound / observed:17.6f}")
+        print(f"{depth:5}  {up(observed):>14}  {up(bound):>15}  {up(bound / observed, 7):>17}")
 
 
 if __name__ == "__main__":

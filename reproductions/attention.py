@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from numgeom.arithmetic.printing import nearest_short
 from reproductions.outcome import Cell, Outcome, Settings, Table, circumstances
 from reproductions.plots import Series, line_plot
 
@@ -97,8 +98,10 @@ def attention(settings: Settings, *, lengths: tuple[int, ...] | None = None) -> 
         *(f"{part}, {phase}" for part, phase in shares),
     )  # fmt: skip
     most_bits = {t: max(needs[t, part] or 99 for part in _PARTS) for t in TOLERANCES}
-    needed = ", ".join(f"{n} at {t:g}" for t, n in most_bits.items())
-    holding = ", ".join(f"{t:g}" for t, n in most_bits.items() if n >= PUBLISHED_BITS)
+    needed = ", ".join(f"{n} at {nearest_short(t, 6)}" for t, n in most_bits.items())
+    holding = ", ".join(
+        f"{nearest_short(t, 6)}" for t, n in most_bits.items() if n >= PUBLISHED_BITS
+    )
     return Outcome(
         name="attention",
         title="Error of attention against sequence length and bits",

@@ -64,11 +64,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: every row has one cell per column."""
+    """A table: every row has one cell per column.
+
+    Attributes:
+        title: What the table shows, with the unit.
+        columns: Titles of the columns.
+        rows: The cells.
+        bounds: Columns of upper bounds, which are rounded upward where they are shown.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    bounds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:

@@ -19,6 +19,8 @@ from numgeom.certificate import certify, verify
 from numgeom.report import headline, to_text
 
 PACKAGE = Path(numgeom.__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = [PACKAGE, ROOT / "reproductions", ROOT / "docs"]
 PRINTING = PACKAGE / "arithmetic" / "printing.py"
 # Kinds of numbers with a fraction: "e", "f", "g", "%" or a precision.
 ROUNDS = re.compile(r"\.\d*|[eEfFgGn%]$|\.\{")
@@ -58,8 +60,9 @@ def roundings(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def test_no_module_rounds_numbers_on_its_own() -> None:
     found = [
-        f"{path.relative_to(PACKAGE)}:{line}: {what}; use arithmetic/printing.py"
-        for path in sorted(PACKAGE.rglob("*.py"))
+        f"{path}:{line}: {what}; use arithmetic/printing.py"
+        for folder in FOLDERS
+        for path in sorted(folder.rglob("*.py"))
         if path != PRINTING
         for line, what in roundings(ast.parse(path.read_text(encoding="utf-8")))
     ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from numgeom.arithmetic.printing import nearest_short
 from reproductions.maxpool.figure import Findings
 from reproductions.maxpool.pool_arms import Arm
 from reproductions.maxpool.problems import problem
@@ -68,7 +69,7 @@ def drift(settings: Settings, name: str, size: Size) -> Findings:
             run.epoch()
             accuracies[index].append(run.accuracy())
             distances[index].append(parameter_distance(runs[0].model, run.model))
-    labels = [*(f"0 vs {beta:g}" for beta in betas[:-1]), "0 vs 0, again"]
+    labels = [*(f"0 vs {nearest_short(beta, 6)}" for beta in betas[:-1]), "0 vs 0, again"]
     rows: list[tuple[Cell, ...]] = [
         (label, of[0], of[-1], right[-1], run.nonfinite_step)
         for label, of, right, run in zip(labels, distances, accuracies, runs, strict=True)
@@ -104,7 +105,7 @@ def drift(settings: Settings, name: str, size: Size) -> Findings:
                 f"{name}-accuracy",
                 "Test accuracy",
                 [
-                    Series(f"beta {beta:g}", epochs, right, style=".-")
+                    Series(f"beta {nearest_short(beta, 6)}", epochs, right, style=".-")
                     for beta, right in zip(betas[:-1], accuracies[:-1], strict=True)
                 ],
                 x_label="epoch",

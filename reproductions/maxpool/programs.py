@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from numgeom.arithmetic.printing import nearest_short
 from numgeom.nonsmooth import First, Minimal, Selection, select
 from reproductions.maxpool.figure import Findings
 from reproductions.maxpool.problems import FORMATS
@@ -204,8 +205,8 @@ def _columns() -> tuple[str, ...]:
 
 
 def _times() -> tuple[str, ...]:
-    return tuple(f"t = {t:g}" for t in TIMES)
+    return tuple(f"t = {nearest_short(t, 6)}" for t in TIMES)
 
 
 def _point(x: tuple[float, ...]) -> str:
-    return f"({', '.join(f'{entry:g}' for entry in x)})"
+    return f"({', '.join(nearest_short(entry, 6) for entry in x)})"

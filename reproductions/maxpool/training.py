@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from numgeom.arithmetic.printing import nearest_short
 from reproductions.maxpool.figure import Findings
 from reproductions.maxpool.plots import box_plot
 from reproductions.maxpool.pool_arms import Arm
@@ -108,7 +109,7 @@ def accuracy_by_beta(settings: Settings, name: str, size: Grid) -> Findings:
         "Step sizes are those of the paper's published program where it has one, found by a search "
         "at beta = 0."
         if recipe.learning_rate is None
-        else f"The step size is {recipe.learning_rate:g} for every beta.",
+        else f"The step size is {nearest_short(recipe.learning_rate, 6)} for every beta.",
     ]
     if recipe.kaiming:
         notes.append("Initial values are Kaiming's: narrow networks stay at chance with torch's.")
@@ -182,7 +183,7 @@ def _plots(name: str, runs: Sequence[Run]) -> tuple[Plot, ...]:
         boxes: dict[str, dict[str, list[float]]] = {}
         for run in chosen:
             label = f"{run.trial.dtype}, {run.trial.arm}"
-            place = f"{run.trial.beta:g}"
+            place = nearest_short(run.trial.beta, 6)
             boxes.setdefault(label, {}).setdefault(place, []).append(run.accuracies[-1])
         plots.append(
             box_plot(
@@ -217,7 +218,7 @@ def _loss(group: list[Run]) -> Series:
         for e in epochs
     ]
     return Series(
-        label=f"beta {trial.beta:g}, {trial.arm}",
+        label=f"beta {nearest_short(trial.beta, 6)}, {trial.arm}",
         x=[e + 1 for e in epochs],
         y=means,
         spread=[(max(m - d, 1e-6), m + d) for m, d in zip(means, deviations, strict=True)],

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from numgeom.arithmetic.printing import nearest_short
 from numgeom.nonsmooth.ledger import Ledger
 from numgeom.nonsmooth.sharing import Share
 from reproductions.maxpool.pool_arms import Arm, pooling
@@ -179,7 +180,7 @@ def run_study(
         for number in share.part(todo):
             trial = trials[number]
             if progress is not None:
-                what = f"beta {trial.beta:g}, {trial.dtype}, {trial.arm}"
+                what = f"beta {nearest_short(trial.beta, 6)}, {trial.dtype}, {trial.arm}"
                 progress(what, len(runs), len(trials))
             runs[number] = run_trial(problem, recipe, trial, device=device)
             if ledger is not None:

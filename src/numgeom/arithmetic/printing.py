@@ -118,19 +118,25 @@ def correct_digits(error: float) -> float:
     return found if Decimal(found) <= digits else math.nextafter(found, -math.inf)
 
 
+def _exact(x: float | None) -> Decimal | str:
+    """The exact value of a number; text for what is no plain number."""
+    if x is None or x != x:
+        return UNKNOWN
+    if isinstance(x, float) and math.isinf(x):
+        return "inf" if x > 0 else "-inf"
+    return Decimal(x)
+
+
 def _rounded(x: float | None, digits: int, rounding: str) -> Decimal | str:
-    """A number of so many digits; text for what is no plain number."""
-    special = _special(x)
-    if special is not None:
-        return special
+    exact = _exact(x)
+    if isinstance(exact, str) or not exact:
+        return exact if isinstance(exact, str) else "0"
     context = Context(prec=digits, rounding=rounding, Emax=MAX_EMAX, Emin=MIN_EMIN)
-    return context.create_decimal(Decimal(x))
+    return context.create_decimal(exact)
 
 
 def _scientific(x: Decimal | str, digits: int) -> str:
-    if isinstance(x, str):
-        return x
-    return _with_exponent(x, _figures(x).ljust(digits, "0"))
+    return x if isinstance(x, str) else _with_exponent(x, _figures(x).ljust(digits, "0"))
 
 
 def _short(x: Decimal | str, digits: int) -> str:
@@ -161,17 +167,15 @@ def _placed(figures: str, exponent: int) -> str:
 
 
 def _fixed(x: float | None, places: int, rounding: str) -> str:
-    special = _special(x)
-    if special not in (None, "0"):
-        return special
-    return _in_places(Decimal(x), places, rounding)
+    exact = _exact(x)
+    return exact if isinstance(exact, str) else _in_places(exact, places, rounding)
 
 
 def _percent(share: float | None, places: int, rounding: str) -> str:
-    special = _special(share)
-    if special not in (None, "0"):
-        return special
-    return f"{_in_places(_WIDE.scaleb(Decimal(share), 2), places, rounding)}%"
+    exact = _exact(share)
+    if isinstance(exact, str):
+        return exact
+    return f"{_in_places(_WIDE.scaleb(exact, 2), places, rounding)}%"
 
 
 def _in_places(exact: Decimal, places: int, rounding: str) -> str:
@@ -179,12 +183,3 @@ def _in_places(exact: Decimal, places: int, rounding: str) -> str:
     rounded = exact.quantize(step, rounding=rounding, context=_WIDE)
     # Nothing is shown as -0.0.
     return f"{rounded.copy_abs() if rounded.is_zero() else rounded:f}"
-
-
-def _special(x: float | None) -> str | None:
-    """What stands for a number that is no plain one; None for the others."""
-    if x is None or x != x:
-        return UNKNOWN
-    if isinstance(x, float) and math.isinf(x):
-        return "inf" if x > 0 else "-inf"
-    return "0" if x == 0 else None
