@@ -141,7 +141,9 @@ def test_numbers_are_written_alike_whatever_the_decimal_context() -> None:
     expected = [upper(1.2301e-7), percent(0.12345), digits_text(6.78), correct_digits(1e-7)]
     with decimal.localcontext() as context:
         context.prec, context.rounding, context.Emax = 1, decimal.ROUND_DOWN, 2
+        context.traps = dict.fromkeys(context.traps, True)
         again = [upper(1.2301e-7), percent(0.12345), digits_text(6.78), correct_digits(1e-7)]
+        assert not any(context.flags.values())
     assert again == expected
 
 

@@ -113,9 +113,9 @@ def correct_digits(error: float) -> float:
         return math.inf
     context = Context(prec=30, Emax=MAX_EMAX, Emin=MIN_EMIN)
     # One unit of the last of 30 digits covers the rounding of the logarithm.
-    digits = context.next_minus(context.minus(context.log10(Decimal(error))))
+    digits = context.next_minus(context.minus(context.log10(Decimal.from_float(error))))
     found = float(digits)
-    return found if Decimal(found) <= digits else math.nextafter(found, -math.inf)
+    return found if Decimal.from_float(found) <= digits else math.nextafter(found, -math.inf)
 
 
 def _exact(x: float | None) -> Decimal | str:
@@ -124,7 +124,8 @@ def _exact(x: float | None) -> Decimal | str:
         return UNKNOWN
     if isinstance(x, float) and math.isinf(x):
         return "inf" if x > 0 else "-inf"
-    return Decimal(x)
+    # Unlike Decimal(x), it neither asks the thread's decimal context nor leaves a flag in it.
+    return Decimal.from_float(x)
 
 
 def _rounded(x: float | None, digits: int, rounding: str) -> Decimal | str:
