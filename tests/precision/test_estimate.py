@@ -162,8 +162,12 @@ def test_wrong_arguments_are_explained() -> None:
         estimate(3)  # type: ignore[arg-type]  # what is tested
     with pytest.raises(PrecisionError, match="chooses its own formats"):
         estimate(lambda: None, format="bfloat16")
+    wrong = torch.zeros(4, 24), batch[1]
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
+        estimate(model, loss_fn, wrong)  # torch's own words, with a note
+    assert any("numgeom.estimate" in note for note in caught.value.__notes__)
     with pytest.raises(PrecisionError, match="Check that loss_fn"):
-        estimate(model, loss_fn, (batch[0][..., :3], batch[1]))
+        estimate(model, loss_fn, wrong, format="bfloat16")
     with pytest.raises(RecordingError, match="no parameter"):
         estimate(nn.ReLU(), loss_fn, batch)
     with pytest.raises(PrecisionError, match="float64"):
