@@ -4,7 +4,7 @@ import json
 import sys
 import unicodedata
 
-from numgeom.errors import NumgeomError
+from numgeom.errors import NumgeomError, RecordingError
 from numgeom.visible import visible, visible_json, visible_lines
 
 # All of the first two planes, and the tags and variation selectors of the fifteenth.
@@ -55,6 +55,7 @@ def test_json_reads_the_same() -> None:
 
 
 def test_messages_of_errors_are_harmless() -> None:
-    error = NumgeomError("No parameter \x1b[2Jw\u202e.\nIt has: a.")
-    assert str(error) == "No parameter \\x1b[2Jw\\u202e.\nIt has: a."
+    text = "No parameter \x1b[2Jw\u202e.\nIt has: a."
+    assert str(NumgeomError(text)) == r"No parameter \x1b[2Jw\u202e.\nIt has: a."
+    assert str(RecordingError(text)) == "No parameter \\x1b[2Jw\\u202e.\nIt has: a."
     assert str(NumgeomError()) == ""

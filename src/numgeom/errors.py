@@ -3,22 +3,30 @@
 Every error says what happened, where, why it is likely to have happened, and what to do.
 """
 
-from numgeom.visible import visible_lines
+from typing import ClassVar
+
+from numgeom.visible import visible, visible_lines
 
 
 class NumgeomError(Exception):
     """Base of every error that the package raises on purpose.
 
-    Its message can be printed: control characters, which names and paths may hold, are escaped.
+    Its message can be printed: control characters, which names and paths may hold, are escaped; line
+    feeds, too, but for errors that list several problems.
     """
+
+    lists_problems: ClassVar[bool] = False
 
     def __str__(self) -> str:
         """Return the message."""
-        return visible_lines(super().__str__())
+        text = super().__str__()
+        return visible_lines(text) if self.lists_problems else visible(text)
 
 
 class RecordingError(NumgeomError):
     """A step could not be recorded."""
+
+    lists_problems = True
 
 
 class UnsupportedOpError(RecordingError):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from numgeom.certificate.result import CertificateError
+from numgeom.visible import visible
 
 
 @runtime_checkable
@@ -54,7 +55,7 @@ def fitting(computed: Mapping[str, Any], recorded: Mapping[str, Tensor]) -> dict
     if problems:
         raise CertificateError(
             "The gradients given as `computed` do not fit the recorded step: "
-            + "; ".join(problems)
+            + "; ".join(map(visible, problems))
             + f". Give one tensor per parameter, named as in the recorded step: {_some(recorded)}."
         )
     return {name: found[name] for name in recorded}
@@ -89,5 +90,5 @@ def _tensor(gradient: Any) -> Tensor | str:
 
 
 def _some(names: Mapping[str, Any]) -> str:
-    shown = ", ".join(list(names)[:4])
+    shown = ", ".join(map(visible, list(names)[:4]))
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"

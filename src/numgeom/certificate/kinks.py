@@ -15,6 +15,7 @@ from numgeom.arithmetic.printing import nearest, upper
 from numgeom.arithmetic.rounding import add_up
 from numgeom.ops.entry import Evaluation
 from numgeom.results import store
+from numgeom.visible import visible
 
 SHOWN = 8  # units of one call that a result names; the others are counted
 
@@ -62,7 +63,8 @@ class Kink:
 
     def __str__(self) -> str:
         """Return one line."""
-        text = f"{self.op} in {self.module or 'the model'} ({self.source}): {self.count} units"
+        text = visible(f"{self.op} in {self.module or 'the model'} ({self.source})")
+        text += f": {self.count} units"
         if not self.units:
             return text
         shown = ", ".join(map(str, self.units))

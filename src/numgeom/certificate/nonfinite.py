@@ -22,6 +22,7 @@ from numgeom.errors import ReplayError
 from numgeom.recording import Program, Replay
 from numgeom.recording.program import OnCall
 from numgeom.recording.replay import ProgramInterpreter
+from numgeom.visible import visible
 
 _NAN, _INF = "NaN", "Inf"
 # Takes the place of a non-finite entry. No op that we know turns 0.5 into NaN or infinity;
@@ -64,7 +65,7 @@ class NonFinite:
             text += f" It is made from a value that is not finite: {self.made_from._where()}"
         if self.reached:
             text += f" Not finite in the end: {_shortened(self.reached)}."
-        return text + _VERDICTS.get(self.seen_in, "")
+        return visible(text + _VERDICTS.get(self.seen_in, ""))
 
     def _where(self) -> str:
         if self.origin == "operation":

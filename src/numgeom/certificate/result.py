@@ -24,6 +24,7 @@ from numgeom.results import store
 from numgeom.results.accuracy import GradientAccuracy, combined_norm, relative
 from numgeom.results.guarantee import Guarantee, weakest
 from numgeom.results.source import Source
+from numgeom.visible import visible
 
 # Provenance that holds a number, an upper bound, written so that it reads back unchanged.
 CONSTANTS = ("h", "eta", "beta", "curvature", "rho", "failure probability")
@@ -103,7 +104,7 @@ class Certificate:
         """Return one line; `numgeom.report` renders the whole."""
         total = self.total
         bound = "" if total.error_bound is None else f"at most {upper(total.error_bound)}, "
-        return (
+        return visible(
             f"Certificate({self.guarantee}, {len(self.parameters)} parameters, total error "
             f"{bound}observed {upper(total.observed_error)} relative, method {self.method!r})"
         )
@@ -115,7 +116,7 @@ class Certificate:
             CertificateError: if there is no such parameter, or no bound.
         """
         if name not in self.parameters:
-            known = ", ".join(self.parameters)
+            known = ", ".join(map(visible, self.parameters))
             raise CertificateError(f"This certificate has no parameter {name!r}. It has: {known}.")
         if name not in self.entrywise_bounds:
             raise CertificateError(

@@ -23,6 +23,7 @@ from numgeom.certificate.result import Certificate, CertificateError
 from numgeom.certificate.store import SCHEMA, VERSION, checksum, to_document
 from numgeom.recording import MISSING
 from numgeom.results import store
+from numgeom.visible import visible
 
 Progress = Callable[[str, int, int], None]
 
@@ -88,6 +89,9 @@ class Verification:
 
     def __str__(self) -> str:
         """Return the verdict in one or a few sentences."""
+        return visible(self._sentences())
+
+    def _sentences(self) -> str:
         if self.verified:
             return "Verified: made again, the certificate says the same."
         what = "; ".join(self.differences[:5]) or "a field that does not follow from the step"

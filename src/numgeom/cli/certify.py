@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from numgeom.cli.errors import clean_errors
+from numgeom.cli.errors import clean_errors, say
 from numgeom.cli.options import Device, Dtype, Method
 from numgeom.cli.steps import loaded, provenance
 
@@ -120,7 +120,7 @@ def _show(
     from numgeom.report import console, headline, view
 
     if as_json:
-        typer.echo(certificate.to_json())
+        say(certificate.to_json())
         return
     console().print(headline(certificate) if quiet else view(certificate, rows=rows))
     if sources:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from numgeom.cli.errors import clean_errors
+from numgeom.cli.errors import clean_errors, say
 from numgeom.cli.options import Device, Dtype
 from numgeom.cli.steps import loaded
 
@@ -43,7 +43,7 @@ def _diagnose(
         found = _make_diagnosis(
             target, dtype=dtype, seed=seed, epochs=epochs, device=device, quiet=quiet or as_json
         )
-        typer.echo(found.to_json() if as_json else str(found))
+        say(found.to_json() if as_json else str(found))
     if found:
         raise typer.Exit(1)
 

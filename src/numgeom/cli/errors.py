@@ -1,4 +1,4 @@
-"""What does a person see when a command fails?"""
+"""What does a person see of a result, and when a command fails?"""
 
 import sys
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import typer
 
 from numgeom.errors import NumgeomError
+from numgeom.visible import visible_lines
 
 
 @contextmanager
@@ -34,4 +35,9 @@ def clean_errors(debug: bool) -> Iterator[None]:
 
 
 def _complain(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201 - the command line talks to a person
+    print(visible_lines(text), file=sys.stderr)  # noqa: T201 - the command line talks to a person
+
+
+def say(text: str) -> None:
+    """Write a text on standard output; what is in it can only be read."""
+    typer.echo(visible_lines(text))

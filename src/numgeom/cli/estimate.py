@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from numgeom.cli.errors import clean_errors
+from numgeom.cli.errors import clean_errors, say
 from numgeom.cli.options import Device, Dtype
 from numgeom.cli.steps import loaded, provenance
 
@@ -106,7 +106,7 @@ def _estimate(
             typer.echo(json.dumps(document, indent=2, allow_nan=False))
             return
         if quiet:
-            typer.echo(str(found))
+            say(str(found))
             return
         from numgeom.report.estimate import bits_view, estimate_view
         from numgeom.report.sources import sources_view
@@ -114,6 +114,6 @@ def _estimate(
         console().print(estimate_view(found, rows=rows))
         if sources:
             console().print(sources_view(found.sources().for_certificate()))
-            console().print(str(found.sources()), markup=False, highlight=False)
+            say(str(found.sources()))
         for by, needs in parts.items():
             console().print(bits_view(needs.values(), by=by))

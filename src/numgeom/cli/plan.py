@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from numgeom.cli.errors import clean_errors
+from numgeom.cli.errors import clean_errors, say
 from numgeom.cli.options import Device
 from numgeom.cli.steps import loaded, provenance
 
@@ -88,7 +88,7 @@ def _plan(
                 document["holds"] = checked.holds
             typer.echo(json.dumps(document, indent=2, allow_nan=False))
         elif quiet:
-            typer.echo(str(plan))
+            say(str(plan))
         else:
             console().print(plan_view(plan, checked))
     if checked is not None and not checked.holds:

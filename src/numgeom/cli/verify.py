@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from numgeom.cli.errors import clean_errors
+from numgeom.cli.errors import clean_errors, say
 from numgeom.cli.options import Device, Dtype
 from numgeom.cli.steps import loaded
 from numgeom.errors import NumgeomError
@@ -78,7 +78,7 @@ def _verify(
             }
             typer.echo(json.dumps(document, indent=2))
         else:
-            typer.echo(str(found))
+            say(str(found))
             if target is not None and said.get("target") not in (None, target):
                 typer.echo(f"The certificate itself names the target {said['target']}.")
     if not found:

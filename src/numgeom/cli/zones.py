@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from numgeom.cli.errors import clean_errors
+from numgeom.cli.errors import clean_errors, say
 from numgeom.cli.options import Device, Dtype
 from numgeom.cli.steps import loaded, provenance
 
@@ -113,9 +113,9 @@ def _zones(
         if as_json:
             typer.echo(found.to_json(provenance=facts))
         elif quiet:
-            typer.echo(str(found.zones).splitlines()[0])
+            say(str(found.zones).splitlines()[0])
         else:
-            typer.echo(found.text(rows=rows))
+            say(found.text(rows=rows))
     if found.zones.zone == "bifurcation":
         raise typer.Exit(1)
 
@@ -209,7 +209,7 @@ def _show_volume(measured: "Volume", target: str, *, as_json: bool) -> None:
     if not is_first_process():
         return
     if not as_json:
-        typer.echo(str(measured))
+        say(str(measured))
         return
     shares = measured.zone_shares() or {}
     document = {

@@ -48,6 +48,7 @@ from numgeom.diagnosis.watched import Look, WatchedStep
 from numgeom.diagnosis.worker import look
 from numgeom.errors import NumgeomError, RecordingError, ReplayError
 from numgeom.recording import Program, Recording, record
+from numgeom.visible import visible, visible_lines
 
 Policy = Literal["warn", "raise"] | Callable[["WatchedStep"], None]
 
@@ -58,6 +59,8 @@ class FindingWarning(UserWarning):
 
 class FindingError(NumgeomError):
     """A watched step has findings, and the monitor was told to raise."""
+
+    lists_problems = True
 
 
 class Monitor:
@@ -280,7 +283,7 @@ class Monitor:
             self._on_step(watched)
         if watched.problem:
             warnings.warn(
-                f"step {watched.step} could not be watched: {watched.problem}",
+                visible_lines(f"step {watched.step} could not be watched: {watched.problem}"),
                 FindingWarning,
                 stacklevel=4,
             )
@@ -292,14 +295,15 @@ class Monitor:
         kept = f"\nThe step is kept in {watched.program}." if watched.program else ""
         text = f"step {watched.step}: {watched.diagnosis}{kept}"
         if watched.nonfinite:
+            name = visible(watched.nonfinite[0])
             text = (
-                f"step {watched.step}: the gradient of {watched.nonfinite[0]} is not finite "
+                f"step {watched.step}: the gradient of {name} is not finite "
                 f"({len(watched.nonfinite)} parameters). The step was not recorded "
                 f"({watched.skipped}); the next one will be."
             )
         if self._on_finding == "raise":
             raise FindingError(text)
-        warnings.warn(text, FindingWarning, stacklevel=4)
+        warnings.warn(visible_lines(text), FindingWarning, stacklevel=4)
 
 
 class _Block(AbstractContextManager[None]):

@@ -11,6 +11,7 @@ from typing import Any
 from numgeom.arithmetic.printing import nearest_short, upper
 from numgeom.errors import FileFormatError
 from numgeom.results import store
+from numgeom.visible import visible, visible_lines
 
 SCHEMA = "numgeom.diagnosis"
 VERSION = 1
@@ -128,8 +129,9 @@ class Finding:
         head += f" ({place})" if place else ""
         numbers = ", ".join(f"{key} = {_shown(value)}" for key, value in self.evidence.items())
         cure = f"  Remedy{' (verified)' if self.verified else ''}: {self.remedy}"
-        lines = [head, f"  {self.explanation}", f"  Evidence: {numbers}", cure]
-        return "\n".join(line for line in lines if line.strip() != "Evidence:")
+        lines = map(visible, [head, f"  {self.explanation}", f"  Evidence: {numbers}"])
+        told = [line for line in lines if line.strip() != "Evidence:"]
+        return "\n".join([*told, visible_lines(cure)])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from numgeom.errors import FileFormatError
 from numgeom.functionals.composition import bits_for
 from numgeom.functionals.functional import ErrorFunctional
 from numgeom.results import store
+from numgeom.visible import visible
 
 SCHEMA = "numgeom.tracking"
 SCHEMA_VERSION = 2
@@ -149,18 +150,23 @@ class TrackingResult:
         )
         if self.overflow:
             lines.append(f"Overflow first in {self.overflow}: the bound is infinite from there on.")
-        width = max(map(len, [*self.gradients, *self.modules, "(all)"]))
+        names = [*map(visible, [*self.gradients, *self.modules]), "(all)"]
+        width = max(map(len, names))
         head = ("bound", "ESTIMATED", "stretch L", "added")
         lines.append(f"{'gradient':<{width}}" + "".join(f"  {text:>9}" for text in head))
         for name, row in self.gradients.items():
             f = row.functional
             cells = (row.error_bound, row.expected_error, f.stretch, f.added)
-            lines.append(f"{name:<{width}}" + "".join(f"  {upper(cell):>9}" for cell in cells))
+            lines.append(
+                f"{visible(name):<{width}}" + "".join(f"  {upper(cell):>9}" for cell in cells)
+            )
         lines.append(f"{'module':<{width}}  {'forward: L, added':>20}  {'backward: L, added':>20}")
         for path, each in self.modules.items():
             pairs = (_text(each.forward), _text(each.backward))
-            lines.append(f"{path or '(all)':<{width}}" + "".join(f"  {pair:>20}" for pair in pairs))
-        return "\n".join(lines)
+            lines.append(
+                f"{visible(path) or '(all)':<{width}}" + "".join(f"  {pair:>20}" for pair in pairs)
+            )
+        return "\n".join(map(visible, lines))
 
 
 def _text(functional: ErrorFunctional | None) -> str:

@@ -24,6 +24,7 @@ from numgeom.nonsmooth.sites import op_arguments
 from numgeom.nonsmooth.variation import compare_gradients
 from numgeom.ops.selection import op_call, op_name
 from numgeom.recording import MISSING, Program, Recording, program_of
+from numgeom.visible import visible
 
 # Quotients such as g/3 are rounded: derivatives are taken for equal up to this share.
 _SAME = 1e-12
@@ -85,7 +86,7 @@ class AuditedOp:
             here += f"{nearest_short(self.difference)}"
         else:
             here = f"{self.n_tied} tied units, but the gradient does not depend on it"
-        return f"{self.op} ({', '.join(self.places)}): {rule}; {here}"
+        return visible(f"{self.op} ({', '.join(self.places)}): {rule}; {here}")
 
 
 def audit(

@@ -35,6 +35,7 @@ from numgeom.nonsmooth.selection import Selection
 from numgeom.nonsmooth.sites import Site
 from numgeom.recording import MISSING, Program, Recording, program_of
 from numgeom.results.guarantee import Guarantee
+from numgeom.visible import visible
 
 Gradients = Mapping[str, Tensor]
 
@@ -134,7 +135,7 @@ class Hull:
             lines.append("  by intervals: an upper bound, wider than the set")
         if self.unmatched:
             lines.append(f"  not covered: {', '.join(self.unmatched)}")
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 def hull(

@@ -20,6 +20,7 @@ from numgeom.nonsmooth.selection import Selection
 from numgeom.nonsmooth.thresholds import tau_curve
 from numgeom.nonsmooth.zones import CONTRAST, NATIVE, Tie, Zones, zones_of
 from numgeom.recording import MISSING, Program, Recording, program_of
+from numgeom.visible import visible
 
 SCHEMA = "numgeom.zones"
 SCHEMA_VERSION = 1
@@ -187,7 +188,7 @@ def _units(ties: tuple[Tie, ...], rows: int) -> list[str]:
     lines = []
     for tie in ties:
         for index, kind in _listed(tie)[: max(0, rows - len(lines))]:
-            lines.append(f"    {tie.module or tie.source} {index}: {kind}")
+            lines.append(visible(f"    {tie.module or tie.source} {index}: {kind}"))
     left = sum(map(len, ties)) - len(lines)
     return [*lines, *([f"    and {left} more tied units"] if left and ties else [])]
 

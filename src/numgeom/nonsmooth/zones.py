@@ -26,6 +26,7 @@ from numgeom.nonsmooth.selection import FAMILIES, Selection
 from numgeom.nonsmooth.tangents import Pieces, classify
 from numgeom.nonsmooth.variation import Reduction, Variation, compare_gradients
 from numgeom.recording import MISSING, Program, Recording, program_of
+from numgeom.visible import visible
 
 Zone = Literal["regular", "compensation", "bifurcation"]
 
@@ -72,7 +73,7 @@ class Tie:
         """One line."""
         place = " ".join(part for part in (self.module, self.source) if part)
         kind = "" if self.n_accidental is None else f", {self.n_accidental} by accident"
-        return f"{self.op} {place}: {len(self)} tied{kind}"
+        return visible(f"{self.op} {place}: {len(self)} tied{kind}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,7 @@ class Zones:
         ]
         if self.unmatched:
             lines.append(f"  not covered: {', '.join(self.unmatched)}")
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 def zones(

@@ -29,6 +29,7 @@ from numgeom.recording import MISSING, Program, Recording
 from numgeom.results.accuracy import combined_norm, relative
 from numgeom.results.guarantee import Guarantee
 from numgeom.results.store import encode_number
+from numgeom.visible import visible
 
 # How far predictions are from observations beyond what the samples show, as a standard deviation
 # of the logarithm. Measured by benchmarks/estimate.py over 22 models in float32: 0.14.
@@ -89,7 +90,7 @@ class Estimate:
     def __str__(self) -> str:
         """Return one line."""
         low, high = self.total.interval
-        return (
+        return visible(
             f"Estimate({self.total.guarantee}, {self.formats}: predicted error "
             f"{nearest(self.total.predicted_error)} relative, 95 % interval {lower(low)} to "
             f"{upper(high)}, {self.samples} samples)"

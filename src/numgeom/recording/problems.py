@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from numgeom.recording.calls import CallInfo
+from numgeom.visible import visible
 
 _MOST_SHOWN = 8
 
@@ -22,7 +23,7 @@ class Problem:
         if self.info.source:
             where.append(f"at {self.info.source}")
         times = f" ({self.count} times)" if self.count > 1 else ""
-        return f"{self.op}, {' '.join(where)}{times}: {self.text}"
+        return visible(f"{self.op}, {' '.join(where)}{times}: {self.text}")
 
 
 def describe(problems: Iterable[Problem]) -> str:

@@ -11,6 +11,7 @@ from torch import fx
 
 from numgeom.errors import FileFormatError
 from numgeom.recording.calls import CallInfo, TensorMeta
+from numgeom.visible import visible
 
 OnCall = Callable[[fx.Node, Any], None]
 
@@ -172,7 +173,7 @@ class Program:
 
     def __str__(self) -> str:
         """One line per call: number, op, inputs, result, phase, module, line."""
-        return "\n".join(_lines(self))
+        return "\n".join(map(visible, _lines(self)))
 
     def __repr__(self) -> str:
         """Sizes only."""

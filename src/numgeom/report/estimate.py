@@ -9,6 +9,7 @@ from rich.text import Text
 
 from numgeom.arithmetic.printing import lower, nearest, percent, percent_upper, seconds_text, upper
 from numgeom.precision import BitsNeeded, Estimate, GradientEstimate, PrecisionPlan, Verification
+from numgeom.visible import visible
 
 # Shares of numbers that become zero are shown from here on.
 _UNDERFLOW = 1e-3
@@ -16,10 +17,10 @@ _UNDERFLOW = 1e-3
 
 def estimate_view(found: Estimate, *, rows: int = 40) -> Group:
     """A headline and a table of parameters, largest error first."""
-    low, high = found.total.interval
+    least, most = found.total.interval
     headline = Text(
         f"Predicted error of the gradient: {nearest(found.total.predicted_error)} (relative, "
-        f"2-norm), {lower(low)} to {upper(high)} in 95 of 100 runs, "
+        f"2-norm), {lower(least)} to {upper(most)} in 95 of 100 runs, "
         f"guarantee {found.total.guarantee.name}",
         style="bold",
     )
@@ -30,10 +31,12 @@ def estimate_view(found: Estimate, *, rows: int = 40) -> Group:
     ranked = sorted(found.parameters.values(), key=_size, reverse=True)
     for row in ranked[:rows]:
         ends = (lower(row.interval[0]), upper(row.interval[1]))
-        table.add_row(row.name, str(row.entries), nearest(row.predicted_error), *ends)
+        table.add_row(
+            Text(visible(row.name)), str(row.entries), nearest(row.predicted_error), *ends
+        )
     hidden = len(ranked) - rows
     more = [Text(f"{hidden} parameters with a smaller error are not shown.")] if hidden > 0 else []
-    facts = f"{found.formats}, {found.samples} samples, {seconds_text(found.seconds)}"
+    facts = f"{visible(found.formats)}, {found.samples} samples, {seconds_text(found.seconds)}"
     return Group(headline, table, *more, Text(facts, style="dim"))
 
 
@@ -47,7 +50,7 @@ def bits_view(needs: Iterable[BitsNeeded], *, by: str) -> Table:
         table.add_column(column, justify="right")
     for need in needs:
         bits = "more than 53" if need.bits is None else str(need.bits)
-        name = need.part or "(outside of modules)"
+        name = Text(visible(need.part or "(outside of modules)"))
         table.add_row(name, bits, str(need.predicted_bits), nearest(need.error))
     return table
 
@@ -66,7 +69,7 @@ def plan_view(plan: PrecisionPlan, checked: Verification | None) -> Group:
         errors = plan.module_errors.get(module, {})
         cells = (nearest(errors[name]) if name in errors else "" for name in columns)
         share = plan.flops.get(module, 0) / everything
-        table.add_row(module or "(the model)", chosen, percent(share), *cells)
+        table.add_row(Text(visible(module or "(the model)")), chosen, percent(share), *cells)
     lines = [
         Text(
             f"{percent(plan.low_precision_share, 0)} of the work in low precision, predicted error "
@@ -83,7 +86,7 @@ def plan_view(plan: PrecisionPlan, checked: Verification | None) -> Group:
         if (share := row.get(plan.formats.get(module, ""), 0.0)) >= _UNDERFLOW
     ]
     if lost:
-        lines.append(Text(f"Numbers that become zero: {', '.join(lost)}."))
+        lines.append(Text(visible(f"Numbers that become zero: {', '.join(lost)}.")))
     if checked is not None:
         verdict = "holds" if checked.holds else "DOES NOT HOLD"
         lines.append(

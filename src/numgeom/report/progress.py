@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from numgeom.visible import visible
+
 # A redraw costs more than a small op of the work: let rich draw on its own clock, and tell it
 # of this many calls at once.
 _CALLS_PER_UPDATE = 64
@@ -45,7 +47,7 @@ def progress_bar(
                 return
             current = what
             # rich reads its markup in descriptions; a name must stay a name
-            text = what.replace("[", r"\[")
+            text = visible(what).replace("[", r"\[")
             progress.update(task, description=text, completed=done, total=count or None)
 
         yield advance

@@ -8,6 +8,7 @@ from rich.tree import Tree
 
 from numgeom.arithmetic.printing import percent
 from numgeom.results.source import Source
+from numgeom.visible import visible
 
 _BAR = 20
 _LEAST_SHARE = 0.005
@@ -49,4 +50,4 @@ def _total(sources: Iterable[Source], **wanted: str) -> float:
 
 def _line(name: str, share: float) -> Text:
     filled = round(share * _BAR)
-    return Text(f"{'█' * filled}{'░' * (_BAR - filled)} {percent(share):>6}  {name}")
+    return Text(f"{'█' * filled}{'░' * (_BAR - filled)} {percent(share):>6}  {visible(name)}")

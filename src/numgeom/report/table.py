@@ -1,7 +1,7 @@
 """How does a certificate look in a terminal?
 
-Every number stands under its unit and beside its guarantee. Names are printed as they are,
-never read as markup.
+Every number stands under its unit and beside its guarantee. Names are never read as markup, and
+their control characters are escaped.
 """
 
 import io
@@ -25,8 +25,10 @@ from numgeom.arithmetic.printing import (
     upper_short,
 )
 from numgeom.certificate.result import CONSTANTS, Certificate
+from numgeom.report.console import console
 from numgeom.results.accuracy import MOST_DIGITS, GradientAccuracy
 from numgeom.results.guarantee import Guarantee
+from numgeom.visible import visible
 
 _COLOURS = {
     Guarantee.NONE: "red",
@@ -39,8 +41,8 @@ _COLOURS = {
 def to_text(certificate: Certificate, *, width: int = 100, rows: int = 40) -> str:
     """Render a certificate as plain text of at most `width` columns."""
     buffer = io.StringIO()
-    console = Console(file=buffer, width=width, color_system=None, legacy_windows=False)
-    console.print(view(certificate, rows=rows))
+    plain = console(file=buffer, width=width, color_system=None, legacy_windows=False)
+    plain.print(view(certificate, rows=rows))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
@@ -75,7 +77,7 @@ def headline(certificate: Certificate) -> Text:
     """Say in one line what matters most: the total error and its guarantee."""
     total = certificate.total
     what = certificate.provenance.get("target", "")
-    text = Text(f"Gradient error of {what}: " if what else "Gradient error: ")
+    text = Text(f"Gradient error of {visible(what)}: " if what else "Gradient error: ")
     if certificate.first_nonfinite is not None and math.isnan(total.observed_error):
         text.append("unknown, not all values are finite", "bold red")
     elif total.error_bound is not None:
@@ -141,14 +143,14 @@ class _Gradients:
     def _table(self, without: tuple[str, ...]) -> Table:
         columns = [column for column in self._columns if column.title not in without]
         table = _table("Gradients")
-        longest = max(len(row.name) for row in self._rows)
+        longest = max(len(visible(row.name)) for row in self._rows)
         room = 9 if without == _LESS_NEEDED else min(longest, 24)
         table.add_column("parameter", overflow="fold", min_width=room)
         for column in columns:
             _add_number(table, column.title, column.unit)
         table.add_column("guarantee", no_wrap=True)
         for row in self._rows:
-            cells = (Text(row.name), *(Text(column.cell(row)) for column in columns))
+            cells = (Text(visible(row.name)), *(Text(column.cell(row)) for column in columns))
             table.add_row(*cells, _level(row.guarantee), end_section=row is self._rows[-1])
         whole = self._certificate.total
         cells = [Text("" if column.title == "shape" else column.cell(whole)) for column in columns]
@@ -234,7 +236,7 @@ def _modules(certificate: Certificate) -> Table:
     table.add_column("guarantee", no_wrap=True)
     for row in certificate.worst_modules():
         cells = (row.module or "(model)", upper(row.observed_error), _percent(row.error_share))
-        table.add_row(*(Text(cell) for cell in cells), _level(row.guarantee))
+        table.add_row(*(Text(visible(cell)) for cell in cells), _level(row.guarantee))
     return table
 
 
@@ -246,7 +248,7 @@ def _sources(certificate: Certificate) -> Table:
     table.add_column("guarantee", no_wrap=True)
     for row in certificate.error_sources[:10]:
         cells = (row.op, row.module, row.phase, row.source, _percent(row.error_share))
-        table.add_row(*(Text(cell) for cell in cells), _level(row.guarantee))
+        table.add_row(*(Text(visible(cell)) for cell in cells), _level(row.guarantee))
     return table
 
 
@@ -260,7 +262,7 @@ def _counts(certificate: Certificate) -> str:
 
 
 def _paragraph(title: str, body: str, style: str) -> Text:
-    return Text.assemble((f"{title}: ", style), body, "\n")
+    return Text.assemble((f"{title}: ", style), visible(body), "\n")
 
 
 # Provenance that `numgeom verify` needs and a reader does not.
@@ -275,7 +277,7 @@ def _list(title: str, lines: tuple[str, ...]) -> RenderableType:
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
     for index, line in enumerate(lines, start=1):
-        grid.add_row(Text(f"{index}."), Text(line))
+        grid.add_row(Text(f"{index}."), Text(visible(line)))
     return Group(Text(f"\n{title}", "italic"), grid)
 
 
@@ -286,7 +288,7 @@ def _footer(certificate: Certificate) -> Text:
         for key, value in certificate.provenance.items()
         if value and key not in _ONLY_IN_FILES
     ]
-    return Text("\n" + ", ".join(facts) + ".")
+    return Text("\n" + visible(", ".join(facts)) + ".")
 
 
 def _level(guarantee: Guarantee) -> Text:

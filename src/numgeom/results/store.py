@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from numgeom.errors import FileFormatError
+from numgeom.visible import visible_json
 
 Document = dict[str, Any]
 
@@ -49,7 +50,7 @@ def decode_optional(value: object) -> float | None:
 
 def to_text(document: Document) -> str:
     """Write a document as strict JSON, readable and with its keys in the given order."""
-    return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
+    return visible_json(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
 
 
 def write(
