@@ -11,8 +11,8 @@ from numgeom.visible import visible, visible_lines
 class NumgeomError(Exception):
     """Base of every error that the package raises on purpose.
 
-    Its message can be printed: control characters, which names and paths may hold, are escaped; line
-    feeds, too, but for errors that list several problems.
+    Its message can be printed: control characters, which names and paths may hold, are escaped;
+    line feeds, too, but for errors that list several problems.
     """
 
     lists_problems: ClassVar[bool] = False
