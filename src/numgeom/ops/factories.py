@@ -32,7 +32,12 @@ def _filled(name: str, *examples: Example, source: str = "exact: a stated number
     )
 
 
-def _steps(name: str, rounding: Any, *examples: Example) -> Op:
+def _steps(
+    name: str,
+    rounding: Any,
+    *examples: Example,
+    source: str = "start + i * step, at most three roundings (IEEE 754)",
+) -> Op:
     return Op(
         name=name,
         kind=Kind.EXACT,
@@ -41,7 +46,7 @@ def _steps(name: str, rounding: Any, *examples: Example) -> Op:
         second_order=None,
         doubt=None,
         kinks=NO_KINKS,
-        source="start + i * step, at most three roundings (IEEE 754)",
+        source=source,
         examples=examples,
     )
 
@@ -76,7 +81,19 @@ def _steps_rounding(y: Tensor, start: float, step: float, numbers: list[float]) 
     return unknown_unless_finite(add_up(bound, 4.0 * TINY), y)
 
 
+def _real_number_rounding(call: Evaluation) -> Bound:
+    """Bound |number - value| by |rest| + error, which the call states."""
+    _, rest, error = (abs(float(a)) for a in call.args)
+    return unknown_unless_finite(torch.full_like(call.y, add_up(rest, error)), call.y)
+
+
 FACTORIES: tuple[Op, ...] = (
+    _steps(
+        "numgeom::real_number",
+        _real_number_rounding,
+        example(0.1, -5.5e-18, 1e-34),
+        source="stated with the number (numgeom.recording.reals)",
+    ),
     _filled("full", example([2, 3], 0.1, dtype=torch.float64), example([2], float("-inf"))),
     _filled("zeros", example([2, 3])),
     _filled("ones", example([2, 3])),

@@ -19,12 +19,14 @@ from numgeom.errors import RecordingError
 from numgeom.recording.build import build_program, without_collection
 from numgeom.recording.calls import CallInfo, TensorMeta
 from numgeom.recording.complex_pairs import Pairs, is_about_complex_numbers
+from numgeom.recording.formulas import FORMULAS
 from numgeom.recording.log import Log
 from numgeom.recording.problems import describe
 from numgeom.recording.program import Program, Replay
 from numgeom.recording.recorder import Recorder
 from numgeom.recording.references import REFERENCES
 from numgeom.recording.replay import ProgramInterpreter
+from numgeom.recording.scalars import Scalars
 from numgeom.recording.values import Constant, Value
 
 aten = torch.ops.aten
@@ -78,7 +80,8 @@ def decompositions() -> Mapping[OpOverload, Callable[..., Any]]:
         if isinstance(op, OpOverload) and op._schema.name.partition("::")[2] not in _KEPT
     }
     # A fused op is opened by its reference; torch's own definitions of some of them are wrong.
-    return {op: meaning for op, meaning in {**kept, **_OWN}.items() if op not in _fused()}
+    table = {**kept, **FORMULAS, **_OWN}
+    return {op: meaning for op, meaning in table.items() if op not in _fused()}
 
 
 def _fused() -> set[OpOverload]:
@@ -241,7 +244,7 @@ class _Reader(ProgramInterpreter):
         super().__init__(program, dtype=torch.float64, device=device)
         self._recorder = recorder
         self._log = log
-        self._mode = _OpeningMode(log)
+        self._mode = _OpeningMode(log, Scalars(program))
         self.anchors: dict[fx.Node, Value] | None = None
 
     def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
@@ -267,14 +270,16 @@ class _Reader(ProgramInterpreter):
         if not isinstance(info, CallInfo):
             return super().call(node, args, kwargs)
         self._mode.info = info
+        self._mode.scalars.enter(node.target, args, kwargs, phase=info.phase)
         with self._mode:
             return super().call(node, args, kwargs)
 
 
 class _OpeningMode(TorchDispatchMode):
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, scalars: Scalars) -> None:
         super().__init__()
         self._log = log
+        self.scalars = scalars
         self._table = decompositions()
         self.pairs = Pairs()
         self.info = CallInfo("forward", "", "")
@@ -301,6 +306,8 @@ class _OpeningMode(TorchDispatchMode):
             opened = func.decompose(*args, **kwargs)
         if opened is not NotImplemented:
             return opened
+        with self:
+            func, args, kwargs = self.scalars.true(func, args, kwargs)
         return self._recorded(func, args, kwargs)
 
     def _recorded(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:

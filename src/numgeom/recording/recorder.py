@@ -173,7 +173,8 @@ class Recorder:
         meta = output.meta()
         kept = self._emit(aten.mul.Tensor, (read[0][0], drawn), {}, meta)
         scale = 1 / keep if keep else 0.0
-        self._bind(output, self._emit(aten.mul.Tensor, (kept, scale), {}, meta))
+        # The overload for numbers that torch made: it rounds 1 - p and its reciprocal.
+        self._bind(output, self._emit(aten.mul.Scalar, (kept, scale), {}, meta))
 
     def _rrelu(self, call: Noted, more: More, read: Any) -> None:
         """Randomised leaky ReLU: x · noise, with the drawn slopes (1 where x > 0)."""

@@ -15,11 +15,13 @@ the alignment of the causal mask and in what else they return, are in `sdpa` and
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from numgeom.errors import UnsupportedOpError
+from numgeom.recording.reals import square_root
 from numgeom.recording.references.entry import widen
 
 PAPER = "Dao et al. 2022, FlashAttention, sec. 2.2 and app. B"
@@ -145,12 +147,14 @@ def refuse_given(op: str, **arguments: object) -> None:
         )
 
 
-def _scale(query: Tensor, scale: float | None) -> float:
-    return query.size(-1) ** -0.5 if scale is None else scale
+def _scale(query: Tensor, scale: float | None) -> Tensor | float:
+    if scale is not None:
+        return scale
+    return square_root(Fraction(1, max(query.size(-1), 1))).as_factor(query)
 
 
 def _scores(query: Tensor, key: Tensor, *, scale: float | None, masks: Masks) -> Tensor:
-    scores = (query @ _share_heads(key, query.size(1)).mT) * _scale(query, scale)
+    scores = (query * _scale(query, scale)) @ _share_heads(key, query.size(1)).mT
     if masks.bias is not None and masks.bias.dtype == torch.bool:
         scores = scores.masked_fill(~masks.bias, -torch.inf)
     elif masks.bias is not None:

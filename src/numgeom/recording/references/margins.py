@@ -11,10 +11,13 @@ so that each positive margin adds to the gradient of x_j what it takes from that
 leaky ReLU that is told not to draw has the mean slope.
 """
 
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
 from numgeom.errors import UnsupportedOpError
+from numgeom.recording.reals import exactly
 from numgeom.recording.references.entry import Definition
 
 _MEAN = 1  # of at::Reduction
@@ -88,7 +91,7 @@ def _rrelu(
             "rrelu_with_noise has no reference in training, where it draws: a recording holds its "
             "slopes as a constant. Record the step with numgeom.record."
         )
-    return torch.nn.functional.leaky_relu(self, (lower + upper) / 2)
+    return torch.where(self > 0, self, self * _middle(lower, upper, self))
 
 
 def _rrelu_functional(
@@ -114,7 +117,12 @@ def _rrelu_backward(
     del self_is_result  # the result has the sign of the input
     if training and upper - lower > 1e-6:  # as in the kernel: otherwise nothing was drawn
         return grad_output * noise
-    return torch.where(self > 0, grad_output, grad_output * ((lower + upper) / 2))
+    return torch.where(self > 0, grad_output, grad_output * _middle(lower, upper, self))
+
+
+def _middle(lower: float, upper: float, like: Tensor) -> Tensor | float:
+    """The mean slope, which a double may not hold."""
+    return exactly((Fraction(lower) + Fraction(upper)) / 2, like)
 
 
 def _hardsigmoid_backward(grad_output: Tensor, self: Tensor) -> Tensor:

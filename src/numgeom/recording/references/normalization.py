@@ -68,9 +68,9 @@ def _update(
 ) -> tuple[Tensor, Tensor]:
     """Return the running statistics after a batch."""
     count = x.numel() // x.size(1)
-    unbiased = by.variance * (count / (count - 1)) if count > 1 else by.variance
-    new_mean = widen(mean) * (1 - momentum) + by.mean * momentum
-    new_variance = widen(variance) * (1 - momentum) + unbiased * momentum
+    unbiased = by.variance * count / (count - 1) if count > 1 else by.variance
+    new_mean = widen(mean) + (by.mean - widen(mean)) * momentum
+    new_variance = widen(variance) + (unbiased - widen(variance)) * momentum
     return new_mean.to(mean.dtype), new_variance.to(variance.dtype)
 
 
