@@ -28,7 +28,7 @@ def test_float64_bounds_hold(f: Function) -> None:
     """A float64 gradient is compared with itself: the bound is the radius alone."""
     tried = try_function(f, torch.float64, seed=1, n=10)
     assert not tried.violations
-    assert (tried.checked > tried.unbounded / 4) == (f.name not in UNRULED)
+    assert tried.checked > tried.unbounded / 4 or f.name in UNRULED
 
 
 @pytest.mark.parametrize("f", WITH_CONSTANTS, ids=lambda f: f.name)

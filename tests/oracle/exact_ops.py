@@ -13,7 +13,9 @@ from torch import Tensor
 from tests.oracle.numbers import Numbers, is_less, mapped, numbered, numbers
 
 
-def _pow(x: Numbers, p: float) -> Numbers:
+def _pow(x: Numbers, p: Any) -> Numbers:
+    if isinstance(p, np.ndarray):
+        return mapped(lambda v, e: (v.log() * e).exp(), x, p)
     if float(p).is_integer():
         return mapped(lambda v: v ** int(p) if p >= 0 else 1 / v ** int(-p), x)
     return mapped(lambda v: v ** arb(p), x)
@@ -284,6 +286,7 @@ def _to_copy(x: Numbers, dtype: Any = None, **_: Any) -> Any:
 
 
 SPECIAL: dict[str, Callable[..., Any]] = {
+    "real_number": lambda value, rest, error, device: numbers(value) + numbers(rest),
     "pow": _pow,
     "mm": _mm,
     "bmm": _bmm,

@@ -79,6 +79,8 @@ def contains(numbers: Numbers, middle: Tensor, radius: Tensor) -> float:
 
 def _call(op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     name = op._opname
+    if name == "real_number":
+        return SPECIAL[name](*args, **kwargs)
     if not any(isinstance(a, np.ndarray) for a in _leaves([args, kwargs])):
         out = op(*args, **kwargs)
         return to_numbers(out) if isinstance(out, Tensor) and out.is_floating_point() else out

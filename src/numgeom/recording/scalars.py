@@ -50,12 +50,20 @@ class Scalars:
     def __init__(self, program: Program) -> None:
         """Collect the numbers of the forward calls."""
         self._forward: set[float] = set()
+        exponents: set[float] = set()
+        weights: set[float] = set()  # of ops that are more than a sum, a product or a power
         for node in program.graph.nodes:
             info = node.meta.get("call")
             if info is None or info.phase == "backward" or node.target in _MADE_BY_TORCH:
                 continue
-            self._forward.update(_numbers_of(node.target, node.args, node.kwargs))
-        self._derived = _roundings_of(self._forward)
+            found = set(_numbers_of(node.target, node.args, node.kwargs))
+            self._forward |= found
+            if node.target is aten.pow.Tensor_Scalar:
+                exponents |= found
+            elif node.target not in _SCALAR_TWINS and node.target not in _FILLS:
+                weights |= found
+        self._exponents = _lost(exponents, lambda p: [p - 1])
+        self._factors = _lost(weights, lambda w: [w - 1, 1 - w, 1 / w])
         self._stated: Collection[float] = ()
         self._op: Any = None
         self._is_backward = False
@@ -99,8 +107,9 @@ class Scalars:
         if c in _NAMED:
             sign, known = _NAMED[c]
             return known if sign > 0 else Real(c, -known.rest, known.error)
-        if self._is_backward and op in _SCALING and c in self._derived:
-            return Real.near(c, self._derived[c])
+        lost = self._exponents if op is aten.pow.Tensor_Scalar else self._factors
+        if self._is_backward and op in _SCALAR_TWINS and c in lost:
+            return Real.near(c, lost[c])
         if is_short(c) or c in _CONVENTIONS or self._is_stated(c):
             return None
         return Real(c, 0.0, _ROUNDINGS * 2.0**-53 * abs(c) + 5e-324)
@@ -136,24 +145,23 @@ def is_short(c: float) -> bool:
     return (mantissa * 2**_SHORT_BITS).is_integer() or (c.is_integer() and abs(c) < 2**53)
 
 
-def _roundings_of(numbers: Collection[float]) -> dict[float, Fraction]:
-    """What derivative formulas make of a number, if rounding hides it: 1 - 1e-20 is 1.0.
+def _lost(
+    numbers: Collection[float], formulas: Callable[[Fraction], list[Fraction]]
+) -> dict[float, Fraction]:
+    """What derivative formulas make of a number, where rounding hides it: 1 - 1e-20 is 1.0.
 
     Returns:
         By the rounded number, how far the exact one may be from it.
     """
     found: dict[float, Fraction] = {}
     for c in numbers:
-        if c == 0 or is_short(c):
-            continue
-        exact = Fraction(c)
-        for derived in (exact - 1, 1 - exact, 1 / exact):
+        for exact in formulas(Fraction(c)) if c and not is_short(c) else ():
             try:
-                rounded = float(derived)
+                rounded = float(exact)
             except OverflowError:
                 continue
             if is_short(rounded):
-                error = abs(derived - Fraction(rounded))
+                error = abs(exact - Fraction(rounded))
                 found[rounded] = max(found.get(rounded, Fraction(0)), error)
     return {c: error for c, error in found.items() if error}
 
@@ -219,6 +227,4 @@ _REWRITES: Mapping[OpOverload, Callable[..., _Rewritten]] = {
 }
 # Torch's composite functions call these; a number that the user wrote comes as `mul.Tensor`.
 _MADE_BY_TORCH = frozenset((aten.mul.Scalar, aten.div.Scalar, aten.add.Scalar, aten.sub.Scalar))
-_SCALING = frozenset(
-    (aten.mul.Tensor, aten.mul.Scalar, aten.pow.Tensor_Scalar, aten.div.Tensor, aten.div.Scalar)
-)
+_FILLS = frozenset((aten.full.default, aten.full_like.default, aten.scalar_tensor.default))
