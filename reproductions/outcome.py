@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import torch
 
-from numgeom.errors import NumgeomError
+from numgeom.errors import FileFormatError, NumgeomError
 from numgeom.examples.data import DataStamp
+from numgeom.files.writing import write_text
 from numgeom.version import __version__
 
 Scale = Literal["small", "paper"]
@@ -134,11 +135,11 @@ class Outcome:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in texts.items():
-                (folder / name).write_text(text, encoding="utf-8")
-        except OSError as error:
+                write_text(folder / name, text)
+        except (OSError, FileFormatError) as error:
             raise ReproductionError(
-                f"The results cannot be written to {folder}: {error.strerror}. Choose another "
-                "folder with --out."
+                f"The results cannot be written to {folder}: {error}. Choose another folder with "
+                "--out."
             ) from error
         return tuple(folder / name for name in texts)
 

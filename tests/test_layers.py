@@ -25,6 +25,7 @@ PACKAGE = "numgeom"
 # is written as the package itself. Within a layer the imports must not run in a circle.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "version", "visible"}),
+    frozenset({"files"}),
     frozenset({"arithmetic"}),
     frozenset({"recording"}),
     frozenset({"ops"}),
@@ -42,6 +43,7 @@ ONLY: dict[str, tuple[str, ...]] = {
         "numgeom.errors",
         "numgeom.version",
         "numgeom.visible",
+        "numgeom.files",
         "numgeom.arithmetic.formats",
     ),
 }

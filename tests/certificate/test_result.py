@@ -1,5 +1,6 @@
 """Does a certificate keep what it is given, rank modules, and survive a file?"""
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -34,7 +35,14 @@ def gradient(name: str, size: float, error: float) -> GradientAccuracy:
 
 
 FULL = certificate(
-    [gradient("a.weight", 4.0, 0.5), gradient("b", 1.0, math.nan)],
+    [
+        dataclasses.replace(
+            gradient("a.weight", 4.0, 0.5),
+            error_bound=0.2, radius=0.1, guarantee=Guarantee.CERTIFIED,
+        ),
+        gradient("b", 1.0, math.nan),
+    ],
+    guarantee=Guarantee.NONE,
     computed_loss=1.5,
     reference_loss=math.inf,
     without_gradient=("c.weight",),
@@ -64,12 +72,12 @@ def no_constant(text: str) -> None:
 def test_json_is_strict_and_names_its_schema() -> None:
     document = json.loads(FULL.to_json(), parse_constant=no_constant)
     assert (document["schema"], document["version"]) == ("numgeom.certificate", 1)
-    assert document["guarantee"] == "ESTIMATED"
+    assert document["guarantee"] == "NONE"
     assert document["reference_loss"] == "Infinity"
     assert document["total"]["observed_error"] == "NaN"
     assert [row["name"] for row in document["parameters"]] == ["a.weight", "b"]
     assert document["parameters"][0]["observed_error"] == 0.125
-    assert document["parameters"][0]["error_bound"] is None
+    assert [row["error_bound"] for row in document["parameters"]] == [0.2, None]
     assert document["unknown_ops"] == {"aten.odd.default": 3}
     assert document["first_nonfinite"]["made_from"]["origin"] == "input"
 
@@ -155,4 +163,4 @@ def test_a_stamp_adds_provenance() -> None:
 
 def test_text_is_one_line() -> None:
     assert str(FULL).count("\n") == 0
-    assert "ESTIMATED" in str(FULL)
+    assert "NONE" in str(FULL)

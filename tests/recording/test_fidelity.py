@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from numgeom.recording import Program, record
+from tests.recording.program_files import assert_same
 from tests.recording.workloads import WORKLOADS, build
 
 
@@ -36,8 +37,11 @@ def _total_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) ->
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_a_step_is_recorded_whole(name):
-    """Replays: recorded formats bit for bit, float64 close, opened the same over the reals."""
+def test_a_step_is_recorded_whole(name, tmp_path):
+    """Replays: recorded formats bit for bit, float64 close, opened the same over the reals.
+
+    Recorded and opened, it survives a file: no op that a recorder writes is refused there.
+    """
     program = _record(name)
     replay = program.replay(None)
     for parameter, gradient in program.recorded.gradients.items():
@@ -60,6 +64,10 @@ def test_a_step_is_recorded_whole(name):
 
     opened = program.decompose()
     assert _total_difference(opened.replay().gradients, reference.gradients) < 1e-11
+
+    for each in (program, opened):
+        each.save(tmp_path / "step.pt")
+        assert_same(Program.load(tmp_path / "step.pt"), each)
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

@@ -35,6 +35,7 @@ from numgeom.arithmetic.lower_bounds import sub_down
 from numgeom.arithmetic.printing import nearest_short
 from numgeom.arithmetic.rounding import add_up, div_up, mul_up
 from numgeom.errors import FileFormatError
+from numgeom.files.writing import write_text
 
 SCHEMA_VERSION = 1
 
@@ -236,7 +237,7 @@ def save_table(table: AccuracyTable, path: str | Path) -> None:
     rows = [json.dumps(_row(entry), allow_nan=False) for entry in table.entries]
     head = json.dumps(header, indent=1, allow_nan=False).removesuffix("\n}")
     text = head + ',\n "entries": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
-    Path(path).write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 _COLUMNS = (

@@ -18,7 +18,7 @@ from torch import Tensor
 from numgeom.arithmetic.printing import upper
 from numgeom.certificate.kinks import Kink
 from numgeom.certificate.nonfinite import NonFinite
-from numgeom.certificate.store import SCHEMA, VERSION, fields, to_document
+from numgeom.certificate.store import SCHEMA, VERSION, check, fields, to_document
 from numgeom.errors import FileFormatError, NumgeomError
 from numgeom.results import store
 from numgeom.results.accuracy import GradientAccuracy, combined_norm, relative
@@ -191,17 +191,23 @@ class Certificate:
     def load(cls, path: str | os.PathLike[str]) -> "Certificate":
         """Read a certificate that `save` wrote. Nothing in the file is ever executed.
 
+        The checksum shows damage and careless edits. It is no signature: only `verify` shows that
+        the numbers are true.
+
         Raises:
-            FileFormatError: if the file is missing, damaged, foreign, or of a later version.
+            FileFormatError: if the file is missing, damaged, changed, foreign, or of a later
+                version, or says what no certificate can say.
         """
         document, tensors = store.read(path, schema=SCHEMA, version=VERSION)
         try:
-            return cls(**fields(document, tensors))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            certificate = cls(**fields(document, tensors))
+            check(certificate)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FileFormatError(
                 f"{path} is damaged: a field of the certificate is missing or wrong "
                 f"({type(error).__name__}: {error}). Save the certificate again."
             ) from error
+        return certificate
 
     def _module(self, module: str, members: list[GradientAccuracy]) -> ModuleAccuracy:
         error = combined_norm(member.error_norm for member in members)

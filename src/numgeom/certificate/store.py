@@ -1,24 +1,22 @@
-"""How is a certificate written down, and how does its file show that it was changed?
+"""How is a certificate written down?
 
-The document carries a checksum of itself and of the entry-wise bounds beside it. It shows that a
-file was damaged or edited, whatever machine reads it. It is no signature: whoever edits a file can
-compute a new one. That the numbers are true is shown only by making them again
+The document carries a checksum of itself and of the entry-wise bounds beside it
+(`numgeom.results.store`). That the numbers are true is shown only by making them again
 (`numgeom.certificate.verify`). The time that it took is no part of what a certificate says: two
 certificates that say the same have the same checksum.
 """
 
 import dataclasses
-import hashlib
-import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from numgeom.certificate.kinks import Kink
 from numgeom.certificate.nonfinite import NonFinite
-from numgeom.recording import tensor_digest
 from numgeom.results import store
 from numgeom.results.accuracy import GradientAccuracy
 from numgeom.results.guarantee import Guarantee
@@ -29,7 +27,11 @@ if TYPE_CHECKING:
 
 SCHEMA = "numgeom.certificate"
 VERSION = 1
-_UNSAID = ("checksum", "seconds")
+_FIELDS = (
+    "guarantee", "method", "total", "parameters", "computed_loss", "reference_loss",
+    "without_gradient", "replay_is_identical", "first_nonfinite", "unknown_ops",
+    "unresolved_kinks", "sources", "assumptions", "notes", "seconds", "provenance",
+)  # fmt: skip
 
 
 def to_document(certificate: "Certificate", tensors: Mapping[str, Tensor]) -> store.Document:
@@ -79,21 +81,18 @@ def to_document(certificate: "Certificate", tensors: Mapping[str, Tensor]) -> st
         "seconds": number(certificate.seconds),
         "provenance": dict(certificate.provenance),
     }
-    return {**document, "checksum": checksum(document, tensors)}
-
-
-def checksum(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of what a document says, and of the tensors beside it."""
-    plain = {key: value for key, value in document.items() if key not in _UNSAID}
-    text = json.dumps(plain, sort_keys=True, ensure_ascii=True)
-    found = hashlib.sha256(text.encode())
-    found.update(tensor_digest(dict(tensors)).encode())
-    return found.hexdigest()
+    return store.sealed(document, tensors)
 
 
 def fields(document: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read the fields of a certificate; a wrong document raises a plain Python error."""
+    known = {*_FIELDS, "schema", "version", "units", store.CHECKSUM}
+    for key in document:
+        if key not in known:
+            raise ValueError(f"the field {str(key)[:60]!r} is not known")
     rows = [GradientAccuracy.from_document(row) for row in document["parameters"]]
+    if len({row.name for row in rows}) < len(rows):
+        raise ValueError("a parameter is there twice")
     first = document["first_nonfinite"]
     identical = document["replay_is_identical"]
     return {
@@ -117,6 +116,35 @@ def fields(document: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "error_sources": tuple(_source(source) for source in document["sources"]),
         "entrywise_bounds": dict(tensors),
     }
+
+
+def check(certificate: "Certificate") -> None:
+    """Raise where a certificate says what no certificate can say.
+
+    Raises:
+        ValueError: names the field.
+    """
+    certificate.total.check()
+    for name, row in certificate.parameters.items():
+        row.check()
+        if row.entries != math.prod(row.shape):
+            raise ValueError(f"the shape of {name[:60]!r} does not have its number of entries")
+    if certificate.guarantee > certificate.total.guarantee:
+        raise ValueError("the guarantee is stronger than that of the total error")
+    if certificate.unknown_ops and certificate.guarantee > Guarantee.NONE:
+        raise ValueError("there are ops without a rule, and yet a guarantee")
+    if any(count < 1 for count in certificate.unknown_ops.values()):
+        raise ValueError("an op without a rule is counted wrongly")
+    if certificate.seconds < 0.0:
+        raise ValueError("seconds is negative")
+    if any(value < 0.0 for value in certificate.constants.values()):
+        raise ValueError("a constant of the theorem is negative")
+    for name, bound in certificate.entrywise_bounds.items():
+        row = certificate.parameters.get(name)
+        if row is None or row.error_bound is None or tuple(bound.shape) != row.shape:
+            raise ValueError(f"entry-wise bounds of {name[:60]!r} belong to no bounded gradient")
+        if bound.dtype is not torch.float64 or not bool((bound >= 0.0).all()):
+            raise ValueError(f"entry-wise bounds of {name[:60]!r} bound nothing")
 
 
 def _source(document: Any) -> Source:

@@ -20,7 +20,7 @@ from numgeom.certificate.certify import certify
 from numgeom.certificate.circumstances import NAMES
 from numgeom.certificate.comparison import unequal
 from numgeom.certificate.result import Certificate, CertificateError
-from numgeom.certificate.store import SCHEMA, VERSION, checksum, to_document
+from numgeom.certificate.store import SCHEMA, VERSION, to_document
 from numgeom.recording import MISSING
 from numgeom.results import store
 from numgeom.visible import visible
@@ -65,7 +65,8 @@ class Verification:
         verdict: What came out; only VERIFIED vouches for the certificate.
         differences: What differs, as "field: the file says A, found B".
         circumstances: Versions and machine, where they differ from those of the certificate.
-        again: The certificate that was made for comparison.
+        again: The certificate that was made for comparison; None of a file that was changed after
+            it was written, for which nothing is run.
         same_step: Whether calls, parameters and data are those of the certificate; None if it
             does not say. The gradients may still have other bits.
         said_bound: Bound of the total relative error that the certificate states, or None.
@@ -74,7 +75,7 @@ class Verification:
     verdict: Verdict
     differences: tuple[str, ...]
     circumstances: tuple[str, ...]
-    again: Certificate
+    again: Certificate | None = None
     same_step: bool | None = None
     said_bound: float | None = None
 
@@ -108,7 +109,7 @@ class Verification:
         )
         if self.same_step is not None:
             text += f"It is about {'this' if self.same_step else 'another'} step. "
-        ours = self.again.total.error_bound
+        ours = None if self.again is None else self.again.total.error_bound
         if self.said_bound is not None and ours is not None:
             text += (
                 f"Its bound of the total relative error is {upper(self.said_bound)}, made again "
@@ -127,6 +128,8 @@ def verify(
     progress: Progress | None = None,
 ) -> Verification:
     """Make a certificate again and compare.
+
+    A file whose checksum does not fit is not compared: nothing is run for it.
 
     Args:
         certificate: The certificate, or the file that holds it.
@@ -147,19 +150,18 @@ def verify(
     # A file is compared as it is written: fields that follow from others may be wrong, too.
     if isinstance(certificate, Certificate):
         document = to_document(certificate, {})
-        unchanged = True
     else:
-        document, tensors = store.read(certificate, schema=SCHEMA, version=VERSION)
+        try:
+            document, _ = store.read(certificate, schema=SCHEMA, version=VERSION)
+        except store.ChecksumError:
+            return Verification(
+                Verdict.CHANGED, ("checksum: it does not fit the rest of the file",), ()
+            )
         certificate = Certificate.load(certificate)
-        unchanged = document.get("checksum") == checksum(document, tensors)
     again = _made_again(certificate, subject, loss_fn, batch, computed, progress)
     differences = tuple(_differences(certificate, document, again))
-    if not unchanged:
-        differences = (*differences, "checksum: it does not fit the rest of the file")
     circumstances = tuple(_changed_circumstances(certificate.provenance, again.provenance))
-    if not unchanged:
-        verdict = Verdict.CHANGED
-    elif not differences:
+    if not differences:
         verdict = Verdict.VERIFIED
     else:
         verdict = Verdict.ELSEWHERE if circumstances else Verdict.OTHER

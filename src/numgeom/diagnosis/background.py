@@ -18,7 +18,7 @@ from typing import Any
 
 from numgeom.diagnosis.kept import RandomState, keep_step
 from numgeom.diagnosis.worker import environment
-from numgeom.errors import NumgeomError
+from numgeom.errors import FileFormatError, NumgeomError
 from numgeom.recording import Program
 
 Answer = Mapping[str, Any]
@@ -56,7 +56,7 @@ class Background:
             keep_step(self.file, program, step=step, state=state)
             if self._process is None or self._process.poll() is not None:
                 self._start()
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, FileFormatError) as error:
             raise BackgroundError(
                 f"Steps cannot be handed to a background process ({error}); from now on training "
                 "waits for each diagnosis."
@@ -64,8 +64,11 @@ class Background:
         self.step = step
         assert self._process is not None
         assert self._process.stdin is not None
+        # The file is our own, so it may call what the step called.
+        allow = sorted({str(call.target) for call in program})
+        task = {"program": str(self.file), "allow": allow}
         try:
-            self._process.stdin.write(json.dumps({"program": str(self.file)}) + "\n")
+            self._process.stdin.write(json.dumps(task) + "\n")
             self._process.stdin.flush()
         except OSError as error:
             self._answers.put({"problem": f"the background process has ended ({error})"})

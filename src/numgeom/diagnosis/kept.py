@@ -2,10 +2,10 @@
 
 The file is a program file with more in it: parameters, batch and random draws are constants of the
 program; beside them stand the number of the step and the state of torch's random generators when
-it began. It is read with `weights_only=True`: nothing in it can run code.
+it began. Nothing in it can run code, as in every program file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from numgeom.errors import FileFormatError
 from numgeom.recording import Program
+from numgeom.recording.files import load_saved
 
 RandomState = Mapping[str, Tensor]
 
@@ -54,15 +55,20 @@ def keep_step(path: Path, program: Program, *, step: int, state: RandomState) ->
     program.save(path, step=step, random_state=dict(state))
 
 
-def load_kept(path: str | Path) -> KeptStep:
+def load_kept(path: str | Path, *, allow: Collection[str] = ()) -> KeptStep:
     """Read a step that a monitor kept.
+
+    Args:
+        path: The file.
+        allow: Names of further ops that it may call, as for `Program.load`.
 
     Raises:
         FileFormatError: The file is no program file, or no monitor wrote it.
     """
-    path = Path(path)
-    program = Program.load(path)
-    content = torch.load(path, weights_only=True, map_location="cpu")
-    if "random_state" not in content or not isinstance(content.get("step"), int):
+    saved = load_saved(Path(path), allow)
+    step, state = saved.more.get("step"), saved.more.get("random_state")
+    if not (isinstance(state, dict) and all(isinstance(t, Tensor) for t in state.values())) or (
+        type(step) is not int
+    ):
         raise FileFormatError(f"{path}: a program, but not kept by a Monitor")
-    return KeptStep(program, content["step"], content["random_state"])
+    return KeptStep(saved.program, step, state)

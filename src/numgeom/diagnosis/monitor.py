@@ -26,7 +26,6 @@ lasts for more of them.
 import atexit
 import json
 import math
-import shutil
 import warnings
 import weakref
 from collections.abc import Callable
@@ -47,6 +46,7 @@ from numgeom.diagnosis.result import Kind
 from numgeom.diagnosis.watched import Look, WatchedStep
 from numgeom.diagnosis.worker import look
 from numgeom.errors import NumgeomError, RecordingError, ReplayError
+from numgeom.files.writing import append_line, write_atomically
 from numgeom.recording import Program, Recording, record
 from numgeom.visible import visible, visible_lines
 
@@ -267,7 +267,7 @@ class Monitor:
             self._keep.mkdir(parents=True, exist_ok=True)
             path = self._keep / f"step_{step}.pt"
             if isinstance(held, Path):
-                shutil.copyfile(held, path)
+                write_atomically(path, lambda to: to.write(held.read_bytes()))
             else:
                 keep_step(path, held, step=step, state=self._random_state)
             kept = str(path)
@@ -277,8 +277,7 @@ class Monitor:
         if not watched.skipped:
             self.last = watched
         if self._history is not None:
-            with self._history.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(watched.to_document(), allow_nan=False) + "\n")
+            append_line(self._history, json.dumps(watched.to_document(), allow_nan=False))
         if self._on_step is not None:
             self._on_step(watched)
         if watched.problem:

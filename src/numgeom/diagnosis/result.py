@@ -1,7 +1,6 @@
 """What does a diagnosis say?"""
 
 import enum
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from numgeom.results import store
 from numgeom.visible import visible, visible_lines
 
 SCHEMA = "numgeom.diagnosis"
-VERSION = 1
+VERSION = 2
+_SEALED_FROM = 2  # documents of version 1 had no checksum
 
 
 class Kind(enum.StrEnum):
@@ -187,7 +187,7 @@ class Diagnosis:
 
     def to_json(self) -> str:
         """Return the diagnosis as JSON; numbers that are not finite are strings."""
-        return json.dumps(self.to_document(), indent=2, allow_nan=False)
+        return store.to_text(store.sealed(self.to_document()))
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Diagnosis":
@@ -196,8 +196,10 @@ class Diagnosis:
         Raises:
             FileFormatError: if it is something else, or damaged.
         """
-        if (document.get("schema"), document.get("version")) != (SCHEMA, VERSION):
-            raise FileFormatError(f"this is no diagnosis of version {VERSION}")
+        version = document.get("version")
+        known = type(version) is int and 1 <= version <= VERSION
+        if document.get("schema") != SCHEMA or not known:
+            raise FileFormatError(f"this is no diagnosis of a version up to {VERSION}")
         try:
             findings = tuple(map(Finding.from_document, document["findings"]))
             return cls(findings, **{key: as_number(document[key]) for key in _NUMBERS})
@@ -210,7 +212,7 @@ class Diagnosis:
         Raises:
             FileFormatError: if the file cannot be written.
         """
-        store.write(path, self.to_document())
+        store.write(path, store.sealed(self.to_document()))
 
     @classmethod
     def load(cls, path: str | Path) -> "Diagnosis":
@@ -219,7 +221,7 @@ class Diagnosis:
         Raises:
             FileFormatError: if the file is not there, or holds something else.
         """
-        document, _ = store.read(path, schema=SCHEMA, version=VERSION)
+        document, _ = store.read(path, schema=SCHEMA, version=VERSION, sealed_from=_SEALED_FROM)
         try:
             return cls.from_document(document)
         except FileFormatError as error:

@@ -1,12 +1,14 @@
 """How does a second process diagnose steps while training goes on?
 
 `python -m numgeom.diagnosis.worker` reads one line of JSON per step from its standard input, the
-path of a program file, and answers each with one line: what `look` says of it, or the problem.
+path of a program file and the ops that it may call, and answers each with one line: what `look`
+says of it, or the problem.
 """
 
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from numgeom.recording import Program
 _NICE = 10
 
 
-def answer(path: str) -> dict[str, Any]:
+def answer(path: str, allow: Sequence[str] = ()) -> dict[str, Any]:
     """What is said of the step in a file: `Look.to_document`, or {"problem": why not}."""
     try:
-        return look(Program.load(path)).to_document()
+        return look(Program.load(path, allow=allow)).to_document()
     except (NumgeomError, RuntimeError, MemoryError) as error:
         return {"problem": f"{type(error).__name__}: {error}"}
 
@@ -42,7 +44,8 @@ def main() -> None:
     if hasattr(os, "nice"):  # training comes first
         os.nice(_NICE)
     for line in sys.stdin:
-        answers.write(json.dumps(answer(json.loads(line)["program"])) + "\n")
+        task = json.loads(line)
+        answers.write(json.dumps(answer(task["program"], task["allow"])) + "\n")
         answers.flush()
 
 

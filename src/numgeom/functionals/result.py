@@ -14,7 +14,8 @@ from numgeom.results import store
 from numgeom.visible import visible
 
 SCHEMA = "numgeom.tracking"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_SEALED_FROM = 3  # documents before had no checksum
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class TrackingResult:
         return store.to_text(self._document())
 
     def _document(self) -> dict[str, Any]:
-        return _finite({"schema": SCHEMA, "version": SCHEMA_VERSION, **asdict(self)})
+        document = _finite({"schema": SCHEMA, "version": SCHEMA_VERSION, **asdict(self)})
+        return store.sealed(document)
 
     def save(self, path: str | Path) -> None:
         """Write all numbers to a file; as JSON if its name ends in ".json".
@@ -124,7 +126,7 @@ class TrackingResult:
         Raises:
             FileFormatError: if the file is not there, or holds something else.
         """
-        found, _ = store.read(path, schema=SCHEMA, version=SCHEMA_VERSION)
+        found, _ = store.read(path, schema=SCHEMA, version=SCHEMA_VERSION, sealed_from=_SEALED_FROM)
         try:
             return cls(
                 found["guarantee"],
@@ -136,7 +138,7 @@ class TrackingResult:
                 found["doubtful_decisions"],
                 found["overflow"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"{path} is damaged ({error!r}); write it again.") from error
 
     def __str__(self) -> str:

@@ -6,12 +6,12 @@ files of their own beside it (`work.jsonl`, `work-1.jsonl`, ...), and each reads
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from numgeom.errors import FileFormatError
+from numgeom.files.writing import append_line, whole_lines
 
 
 class Ledger:
@@ -40,21 +40,14 @@ class Ledger:
     def add(self, piece: int, found: Mapping[str, Any]) -> None:
         """Write a finished piece and force it to the disk."""
         record = {"piece": piece, **found}
-        lines = [json.dumps(record)]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = _whole_lines(self._path)
-        if kept == 0:
-            lines.insert(0, json.dumps({"task": self._task}))
-        with self._path.open("r+b" if self._path.exists() else "wb") as file:
-            file.truncate(kept)
-            file.seek(kept)
-            file.write("".join(line + "\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        if _whole_bytes(self._path) == 0:
+            append_line(self._path, json.dumps({"task": self._task}), is_whole=_is_json)
+        append_line(self._path, json.dumps(record), is_whole=_is_json)
         self.pieces[piece] = record
 
     def _read(self, file: Path) -> list[dict[str, Any]]:
-        whole = file.read_bytes()[: _whole_lines(file)].decode(errors="replace").splitlines()
+        whole = file.read_bytes()[: _whole_bytes(file)].decode(errors="replace").splitlines()
         records = []
         for number, line in enumerate(whole, start=1):
             try:
@@ -77,16 +70,17 @@ class Ledger:
         return records[1:]
 
 
-def _whole_lines(file: Path) -> int:
+def _whole_bytes(file: Path) -> int:
     """Bytes up to the end of the last line that was written to its end and can be read."""
     if not file.exists():
         return 0
-    content = file.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end:
-        start = content.rfind(b"\n", 0, end - 1) + 1
-        try:
-            json.loads(content[start:end])
-        except ValueError:
-            end = start
-    return end
+    with file.open("rb") as opened:
+        return whole_lines(opened, _is_json)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from numgeom.arithmetic.formats import float16, format_named
 from numgeom.arithmetic.printing import nearest, percent
 from numgeom.errors import FileFormatError
+from numgeom.files.writing import write_text
 from numgeom.precision.errors import PrecisionError
 from numgeom.precision.loss_scale import ExponentCount, LossScale, loss_scale_for
 from numgeom.precision.measuring import Measurer, varied
@@ -27,10 +28,12 @@ from numgeom.precision.sampling import Asked, sampled
 from numgeom.precision.step import recorded_step
 from numgeom.precision.work import flops_by_module
 from numgeom.recording import Program
+from numgeom.results import store
 from numgeom.results.accuracy import combined_norm, norm, relative
 
 SCHEMA = "numgeom.plan"
-VERSION = 1
+VERSION = 2
+_SEALED_FROM = 2  # documents of version 1 had no checksum
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 # Predicted errors are kept this factor below the tolerance: other batches differ.
@@ -155,11 +158,8 @@ class PrecisionPlan:
         Raises:
             FileFormatError: if the file cannot be written.
         """
-        text = json.dumps(self.to_document(), indent=2, allow_nan=False) + "\n"
-        try:
-            Path(path).write_text(text, "utf-8")
-        except OSError as error:
-            raise FileFormatError(f"{path} cannot be written: {error.strerror}.") from error
+        text = json.dumps(store.sealed(self.to_document()), indent=2, allow_nan=False)
+        write_text(path, text + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "PrecisionPlan":
@@ -169,12 +169,7 @@ class PrecisionPlan:
             FileFormatError: if the file is missing, damaged, foreign, or of a later version.
         """
         try:
-            document = json.loads(Path(path).read_text("utf-8"))
-            if document["schema"] != SCHEMA or document["version"] > VERSION:
-                raise FileFormatError(
-                    f"{path} is no plan of version {VERSION}: it says "
-                    f"{document['schema']!r}, version {document['version']}."
-                )
+            document, _ = store.read(path, schema=SCHEMA, version=VERSION, sealed_from=_SEALED_FROM)
             scaling = document["scaling"]
             return cls(
                 formats={str(m): format_named(f).name for m, f in document["formats"].items()},
@@ -193,7 +188,7 @@ class PrecisionPlan:
                 },
                 scaling=None if scaling is None else LossScale.from_document(scaling),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(
                 f"{path} cannot be read as a precision plan ({type(error).__name__}: {error}). "
                 "Make it again with plan.save(path)."

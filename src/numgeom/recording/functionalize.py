@@ -14,6 +14,7 @@ Most calls are pure already. The others are rewritten here, each by the reason w
 
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -184,6 +185,16 @@ def _treatment(op: OpOverload) -> Treatment:
 def name_of(op: OpOverload) -> str:
     """The op's name without namespace and overload."""
     return op._opname
+
+
+@cache
+def is_composite(op: OpOverload) -> bool:
+    """Whether torch defines an op, and its derivative, by other ops alone on every device."""
+    # Asked of the dispatcher itself: Python registers decompositions of other ops as well.
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    composite = has_kernel(op.name(), "CompositeImplicitAutograd")
+    kernels = ("AutogradCPU", "CPU", "CUDA")
+    return composite and not any(has_kernel(op.name(), key) for key in kernels)
 
 
 def draws_nothing(op: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """What did a training step compute, as a program that can be run again?"""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,31 +136,44 @@ class Program:
         return decompose(self, device=device)
 
     def save(self, path: str | Path, **more: Any) -> None:
-        """Write the program to a file that `load` reads; nothing in it is pickled code.
+        """Write the program to a file that `load` reads, whole or not at all.
 
         Args:
             path: The file.
-            more: Tensors and plain values to keep beside the program, under these names.
+            more: Tensors, texts, numbers, and lists and dictionaries of them, to keep beside the
+                program under these names.
+
+        Raises:
+            FileFormatError: if the file cannot be written; the old one is unchanged.
         """
         from numgeom.recording.files import save
 
         save(self, Path(path), more)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Program":
+    def load(cls, path: str | Path, *, allow: Collection[str] = ()) -> "Program":
         """Read a program that `save` wrote.
 
+        Reading runs nothing: no code from the file, and no op that it names. A file may only call
+        pure functions of tensors that torch and this package know, so that running it again has no
+        effect outside of the program. Ops of other libraries are let in by name.
+
+        Args:
+            path: The file.
+            allow: Names of further ops that the file may call, such as "mylib.scale.default"; you
+                vouch for what they do. Ops that write to their arguments are never let in.
+
         Raises:
-            FileFormatError: if the file is missing, damaged, foreign, of a later version, or
-                needs an op that this torch does not have.
+            FileFormatError: if the file is missing, damaged, foreign, of a later version, needs an
+                op that this torch does not have, or calls one that it may not call.
         """
         from numgeom.recording.files import load
 
-        return load(Path(path))
+        return load(Path(path), allow)
 
     def digest(self) -> str:
         """SHA-256 of the calls and constants, whatever files and lines they came from."""
-        from numgeom.recording.files import structure_of
+        from numgeom.recording.graph_text import structure_of
 
         total = hashlib.sha256(structure_of(self, origins=False).encode())
         for name, tensor in self.constants.items():

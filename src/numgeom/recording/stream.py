@@ -24,6 +24,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from numgeom.recording.functionalize import is_composite
 from numgeom.recording.modules import Named, named
 from numgeom.recording.sources import NOWHERE, Place, here, is_seeding
 
@@ -211,6 +212,10 @@ class _Mode(TorchDispatchMode):
             ):
                 return NotImplemented
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and is_composite(func):
+            # Elsewhere autograd takes composite ops apart before they get here.
+            with self:
+                return func.decompose(*args, **kwargs)
         observer = self._observer
         token = observer.before(func, args, kwargs)
         outputs = func._op(*args, **kwargs)  # what `func(...)` calls

@@ -110,10 +110,36 @@ class GradientAccuracy:
             "guarantee": self.guarantee.name,
         }
 
+    def check(self) -> None:
+        """Raise where the numbers are none that a comparison and a bound can give.
+
+        Raises:
+            ValueError: names the field.
+        """
+        place = f"of the gradient {self.name[:60]!r}"
+        for name in ("entries", "nonfinite_entries", "reference_nonfinite_entries"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {place} is negative")
+        if any(size < 0 for size in self.shape):
+            raise ValueError(f"the shape {place} is negative")
+        if max(self.nonfinite_entries, self.reference_nonfinite_entries) > self.entries:
+            raise ValueError(f"more entries {place} are not finite than there are")
+        for name in _NUMBERS:
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"{name} {place} is negative")
+        for name in ("error_bound", "radius"):
+            bound = getattr(self, name)
+            if bound is not None and not bound >= 0.0:
+                raise ValueError(f"{name} {place} is {bound}, which bounds nothing")
+        if (self.error_bound is None) != (self.radius is None):
+            raise ValueError(f"error_bound and radius {place} do not belong together")
+        if self.error_bound is None and self.guarantee > Guarantee.ESTIMATED:
+            raise ValueError(f"{self.guarantee} is said {place}, but there is no bound")
+
     @classmethod
     def from_document(cls, document: Any) -> "GradientAccuracy":
         """Read what `to_document` returned; a wrong document raises a plain Python error."""
-        return cls(
+        row = cls(
             name=str(document["name"]),
             shape=tuple(int(size) for size in document["shape"]),
             dtype=str(document["dtype"]),
@@ -125,6 +151,19 @@ class GradientAccuracy:
             error_bound=store.decode_optional(document["error_bound"]),
             radius=store.decode_optional(document["radius"]),
         )
+        row.check()
+        for name in ("tightness", "digits"):
+            _check_derived(name, store.decode_optional(document[name]), getattr(row, name))
+        return row
+
+
+def _check_derived(name: str, said: float | None, follows: float | None) -> None:
+    """Raise where a number that follows from others is another one; its rounding may differ."""
+    if said is None or follows is None:  # an earlier version took other limits
+        return
+    same = math.isclose(said, follows, rel_tol=1e-6, abs_tol=1e-6)
+    if not same and not (math.isnan(said) and math.isnan(follows)):
+        raise ValueError(f"{name} is {said}, but {follows} follows from the other numbers")
 
 
 _NUMBERS = (
