@@ -1,8 +1,9 @@
-"""Evaluate an opened program in arbitrary precision: what is its exact gradient?
+"""Evaluate a program in arbitrary precision: what is its exact gradient?
 
-Independent of the package: every op is written out here on Arb balls (python-flint), entry by
-entry. Movement of entries is found by moving their numbers instead. An op that is missing here
-raises; nothing is guessed.
+Independent of the package: every op is written out in this folder from its documentation on Arb
+balls (python-flint), entry by entry, composite ops included, so that a recorded program is judged
+without the package's references and torch's decompositions. Movement of entries is found by moving
+their numbers instead. An op that is missing here raises; nothing is guessed.
 """
 
 import math
@@ -12,58 +13,81 @@ from typing import Any
 
 import flint
 import numpy as np
-import torch
 from flint import arb
 from torch import Tensor, fx
 
 from numgeom.recording import Program
-from tests.oracle.exact_ops import SPECIAL
-from tests.oracle.numbers import (
-    Numbers,
-    UndecidedError,
-    is_less,
-    mapped,
-    numbered,
-    numbers,
-    to_numbers,
-)
+from tests.oracle.activations import ACTIVATIONS
+from tests.oracle.attention import ATTENTION
+from tests.oracle.choices import CHOICES
+from tests.oracle.elementwise import ELEMENTWISE
+from tests.oracle.linear_systems import LINEAR_SYSTEMS
+from tests.oracle.lists import list_op
+from tests.oracle.losses import LOSSES
+from tests.oracle.movement import ADDING_UP, MOVEMENT, MOVES, SAME, SHAPED, added_up, moved
+from tests.oracle.normalization import NORMALIZATION
+from tests.oracle.numbers import Numbers, UnsupportedError, numbers, to_numbers
+from tests.oracle.sums import SUMS
+from tests.oracle.windows import WINDOWS
+
+ORACLES: dict[str, Callable[..., Any]] = {
+    **ELEMENTWISE,
+    **ACTIVATIONS,
+    **CHOICES,
+    **MOVEMENT,
+    **SUMS,
+    **NORMALIZATION,
+    **LOSSES,
+    **WINDOWS,
+    **LINEAR_SYSTEMS,
+    **ATTENTION,
+}
 
 
 def exact_gradients(program: Program, bits: int = 200) -> dict[str, Numbers]:
-    """Exact gradients of an opened program as arrays of Arb balls (tiny radii)."""
+    """Exact gradients of a program, recorded or opened, as arrays of Arb balls (tiny radii).
+
+    Raises:
+        UnsupportedError: an op is not known here.
+        UndecidedError: a decision could not be taken at this precision, such as an exact tie.
+    """
     before = flint.ctx.prec
     flint.ctx.prec = bits
     try:
-        return _run(program)
+        values = exact_values(program)
+        output = program.graph.output_node().args[0]
+        return {k: numbers(values[n]) for k, n in output["gradients"].items()}
     finally:
         flint.ctx.prec = before
 
 
-def _run(program: Program) -> dict[str, Numbers]:
+def exact_values(program: Program) -> dict[fx.Node, Any]:
+    """The value of every node: `Numbers`, or tensors of integers and decisions."""
     values: dict[fx.Node, Any] = {}
     for node in program.graph.nodes:
         if node.op == "get_attr":
             tensor = program.constants[str(node.target)]
-            values[node] = to_numbers(tensor) if tensor.is_floating_point() else tensor
+            real = tensor.is_floating_point() or tensor.is_complex()
+            values[node] = to_numbers(tensor) if real else tensor
         elif node.op == "output":
-            return {k: values[n] for k, n in node.args[0]["gradients"].items()}
+            continue
         elif node.target is operator.getitem:
             values[node] = values[node.args[0]][node.args[1]]
         else:
             args = fx.node.map_arg(node.args, values.__getitem__)
-            kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
-            values[node] = _call(node.target, list(args), dict(kwargs))
-    raise AssertionError("no output")
+            options = fx.node.map_arg(node.kwargs, values.__getitem__)
+            values[node] = exact_call(node.target, list(args), dict(options))
+    return values
 
 
-def contains(numbers: Numbers, middle: Tensor, radius: Tensor) -> float:
+def contains(exact: Numbers, middle: Tensor, radius: Tensor) -> float:
     """Largest |exact - middle| / radius over all entries; above 1 means a violation."""
     worst = 0.0
     m, r = middle.reshape(-1).tolist(), radius.reshape(-1).tolist()
-    for exact, x, dx in zip(numbers.reshape(-1), m, r, strict=True):
+    for value, x, dx in zip(exact.reshape(-1), m, r, strict=True):
         if math.isinf(dx):
             continue
-        distance = abs(exact - arb(x))
+        distance = abs(value - arb(x))
         if dx == 0:
             # the ball of the oracle must not touch a violation: an exact value has radius 0
             if not (distance.is_exact() and distance == 0) and not distance < arb(2) ** -150:
@@ -74,29 +98,34 @@ def contains(numbers: Numbers, middle: Tensor, radius: Tensor) -> float:
     return worst
 
 
-# -- dispatch ----------------------------------------------------------------------------
-
-
-def _call(op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def exact_call(op: Any, args: list[Any], options: dict[str, Any]) -> Any:
+    """One op over the real numbers."""
     name = op._opname
-    if name == "real_number":
-        return SPECIAL[name](*args, **kwargs)
-    if not any(isinstance(a, np.ndarray) for a in _leaves([args, kwargs])):
-        out = op(*args, **kwargs)
-        return to_numbers(out) if isinstance(out, Tensor) and out.is_floating_point() else out
-    if name in _MOVES:
-        return _move(op, args, kwargs)
-    if name in SPECIAL:
-        return SPECIAL[name](*args, **kwargs)
-    if name in _UNARY:
-        return mapped(_UNARY[name], args[0])
-    if name in _BINARY:
-        scale = kwargs.get("alpha", 1)
-        other = args[1] if scale == 1 else mapped(lambda v: v * arb(scale), numbers(args[1]))
-        return mapped(_BINARY[name], numbers(args[0]), numbers(other))
-    if name in _COMPARE:
-        return _decide(_COMPARE[name], numbers(args[0]), numbers(args[1]))
-    raise NotImplementedError(f"the oracle does not know {op}")
+    if not any(isinstance(a, np.ndarray) for a in _leaves([args, options])):
+        return _without_numbers(op, name, args, options)
+    if name in SAME:
+        return args[0]
+    if name in SHAPED:
+        return moved(lambda ids: ids.reshape(args[1]), args[0])
+    if name in MOVES:
+        return moved(op, args[0], *args[1:], **options)
+    if name in ADDING_UP:
+        return added_up(op, args[0], *args[1:])
+    oracle = ORACLES.get(name) or list_op(name)
+    if oracle is not None:
+        return oracle(*args, **options)
+    raise UnsupportedError(f"the oracle does not know {op}")
+
+
+def _without_numbers(op: Any, name: str, args: list[Any], options: dict[str, Any]) -> Any:
+    """Integers and decisions are torch's business, unless real numbers come out."""
+    found = op(*args, **options)
+    parts = found if isinstance(found, (tuple, list)) else [found]
+    if not any(isinstance(p, Tensor) and p.is_floating_point() for p in parts):
+        return found
+    if name in ORACLES:
+        return ORACLES[name](*args, **options)
+    raise UnsupportedError(f"the oracle does not know {op} of integers")
 
 
 def _leaves(tree: Any) -> list[Any]:
@@ -105,95 +134,3 @@ def _leaves(tree: Any) -> list[Any]:
     if isinstance(tree, dict):
         return _leaves(list(tree.values()))
     return [tree]
-
-
-def _decide(f: Callable[[arb, arb], Any], a: Numbers, b: Numbers) -> Tensor:
-    wide = np.broadcast_arrays(a, b)
-    found = [f(x, y) for x, y in zip(*(w.reshape(-1) for w in wide), strict=True)]
-    return torch.tensor(found, dtype=torch.bool).reshape(wide[0].shape)
-
-
-def _take(x: Numbers, ids: Tensor) -> Numbers:
-    out = np.empty(tuple(ids.shape), dtype=object)
-    flat = x.reshape(-1)
-    out.reshape(-1)[:] = [flat[i] for i in ids.reshape(-1).tolist()]
-    return out
-
-
-def _move(op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Apply a movement op to the entries' numbers, and fetch the entries."""
-    moved = op(numbered(args[0]), *args[1:], **kwargs)
-    if isinstance(moved, Tensor):
-        return _take(args[0], moved)
-    return [_take(args[0], part) for part in moved]
-
-
-_MOVES = frozenset(
-    {
-        "clone",
-        "diagonal",
-        "expand",
-        "flip",
-        "gather",
-        "index",
-        "index_select",
-        "permute",
-        "repeat",
-        "reshape",
-        "select",
-        "slice",
-        "split_with_sizes",
-        "squeeze",
-        "t",
-        "transpose",
-        "unfold",
-        "unsqueeze",
-        "view",
-    }  # fmt: skip
-)
-
-_UNARY: dict[str, Callable[[arb], arb]] = {
-    "neg": lambda x: -x,
-    "exp": lambda x: x.exp(),
-    "log": lambda x: x.log(),
-    "log1p": lambda x: x.log1p(),
-    "expm1": lambda x: x.expm1(),
-    "tanh": lambda x: x.tanh(),
-    "sigmoid": lambda x: 1 / (1 + (-x).exp()),
-    "erf": lambda x: x.erf(),
-    "sqrt": lambda x: x.sqrt(),
-    "rsqrt": lambda x: 1 / x.sqrt(),
-    "reciprocal": lambda x: 1 / x,
-    "sin": lambda x: x.sin(),
-    "cos": lambda x: x.cos(),
-    "abs": abs,
-    "relu": lambda x: x if is_less(arb(0), x) else arb(0),
-}
-
-
-def _is_equal(a: arb, b: arb) -> bool:
-    if not b.is_finite():  # a mask
-        return not a.is_finite() and float(a.mid()) == float(b.mid())
-    if a.is_exact() and b.is_exact():
-        return bool(a == b)
-    if a < b or a > b:
-        return False
-    raise UndecidedError
-
-
-_BINARY: dict[str, Callable[[arb, arb], arb]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "maximum": lambda a, b: b if is_less(a, b) else a,
-    "minimum": lambda a, b: a if is_less(a, b) else b,
-}
-_COMPARE: dict[str, Callable[[arb, arb], bool]] = {
-    "lt": is_less,
-    "gt": lambda a, b: is_less(b, a),
-    "le": lambda a, b: not is_less(b, a),
-    "ge": lambda a, b: not is_less(a, b),
-    "eq": _is_equal,
-    "ne": lambda a, b: not _is_equal(a, b),
-}

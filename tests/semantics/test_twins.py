@@ -1,7 +1,6 @@
 """Equal labels must mean equal numbers; `test_ties` is about what they are good for."""
 
 import math
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ from numgeom.recording import Program, record
 from numgeom.semantics import twins
 from numgeom.semantics.ball import BallWalk, Enclosure
 from numgeom.semantics.twins import COLLISION_PROBABILITY, Twins
-from tests.oracle import exact_program
+from tests.oracle.exact_program import exact_values
 from tests.oracle.networks import random_program
 
 NEAR_ONE = 1 + 2.0**-40
@@ -45,22 +44,6 @@ def _labels(program: Program, seed: int = 0) -> dict[fx.Node, Tensor]:
     walk = _Labelled(program, seed)
     walk.evaluate()
     return {n: found for n, found in walk.labels.items() if isinstance(found, Tensor)}
-
-
-def _exact_values(program: Program) -> dict[fx.Node, Any]:
-    values: dict[fx.Node, Any] = {}
-    for node in program.graph.nodes:
-        if node.op == "get_attr":
-            tensor = program.constants[str(node.target)]
-            exact = exact_program.to_numbers(tensor) if tensor.is_floating_point() else tensor
-            values[node] = exact
-        elif node.target is operator.getitem:
-            values[node] = values[node.args[0]][node.args[1]]
-        elif node.op == "call_function":
-            args = fx.node.map_arg(node.args, values.__getitem__)
-            kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
-            values[node] = exact_program._call(node.target, list(args), dict(kwargs))
-    return values
 
 
 def _wrong_merges(labels: dict[fx.Node, Tensor], values: dict[fx.Node, Any]) -> list[str]:
@@ -130,7 +113,7 @@ def test_equal_labels_are_equal_numbers_and_ties_are_found(name):
     for high in (2, 3, 4):
         x = torch.randint(-1, high, (2, 2, 4, 4), generator=g)
         program = _recorded(CASES[name], x)
-        labels, values = _labels(program), _exact_values(program)
+        labels, values = _labels(program), exact_values(program)
         assert not _wrong_merges(labels, values)
         output = next(n for n in labels if n.target is torch.ops.aten.pow.Tensor_Scalar)
         if name != "mean":
@@ -142,7 +125,7 @@ def test_no_wrong_merge_in_random_networks():
     for seed in range(12):
         label, program = random_program(seed)
         program = program.decompose(device="cpu")
-        assert not _wrong_merges(_labels(program, seed), _exact_values(program)), label
+        assert not _wrong_merges(_labels(program, seed), exact_values(program)), label
 
 
 def test_sums_of_equal_midpoints_and_different_values_have_different_labels():
@@ -199,7 +182,7 @@ def test_wrong_labels_are_caught(broken, monkeypatch):
     merges = []
     for f in (lambda x: x @ _MATRIX, lambda x: x * x.permute(0, 1, 3, 2)):
         program = _recorded(f, x)
-        merges += _wrong_merges(_labels(program), _exact_values(program))
+        merges += _wrong_merges(_labels(program), exact_values(program))
     assert merges
 
 
