@@ -292,7 +292,7 @@ MOVEMENT: dict[str, Callable[..., Any]] = {
     "new_empty_strided": lambda x, shape, stride, **_: filled(shape, 0),
     "scalar_tensor": lambda value, **_: filled((), value),
     "_efficientzerotensor": lambda shape, **_: filled(shape, 0),
-    "real_number": lambda value, rest, *_: filled((), real(value) + real(rest)),
+    "real_number": lambda value, rest, *_, **__: filled((), real(value) + real(rest)),
     "eye": eye,
     "arange": arange,
     "linspace": linspace,
