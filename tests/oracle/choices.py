@@ -140,7 +140,9 @@ def sort(x: Numbers, *args: Any, **options: Any) -> tuple[Numbers, Tensor]:
 
     def choose(row: list[arb]) -> tuple[list[arb], list[int]]:
         order = _order(row, options.get("descending", False))
-        if not stable and any(is_equal(row[i], row[j]) for i, j in zip(order, order[1:])):  # noqa: B905
+        if not stable and any(
+            is_equal(row[i], row[j]) for i, j in zip(order[:-1], order[1:], strict=True)
+        ):
             raise UndecidedError("a tie in a sort")
         return [row[i] for i in order], order
 
@@ -154,7 +156,7 @@ def topk(
 
     def choose(row: list[arb]) -> tuple[list[arb], list[int]]:
         order = _order(row, largest)
-        if any(is_equal(row[i], row[j]) for i, j in zip(order, order[1:])):  # noqa: B905
+        if any(is_equal(row[i], row[j]) for i, j in zip(order[:-1], order[1:], strict=True)):
             raise UndecidedError("a tie in topk")
         return [row[i] for i in order[:k]], order[:k]
 
