@@ -45,7 +45,11 @@ _COMPARED = (
     "failure probability",
 )
 # Fields that may differ between two honest certificates of one step.
-_VOLATILE = ("seconds", "sources", "checksum")
+_VOLATILE = {
+    "seconds": "the time that it took",
+    "sources": "ESTIMATED, by draws of their own",
+    "checksum": "of the file, not of the step",
+}
 
 
 class Verdict(Enum):
@@ -70,6 +74,7 @@ class Verification:
         same_step: Whether calls, parameters and data are those of the certificate; None if it
             does not say. The gradients may still have other bits.
         said_bound: Bound of the total relative error that the certificate states, or None.
+        not_compared: Fields of the certificate that this says nothing about, each with the reason.
     """
 
     verdict: Verdict
@@ -78,6 +83,7 @@ class Verification:
     again: Certificate | None = None
     same_step: bool | None = None
     said_bound: float | None = None
+    not_compared: tuple[str, ...] = ()
 
     @property
     def verified(self) -> bool:
@@ -89,12 +95,18 @@ class Verification:
         return self.verified
 
     def __str__(self) -> str:
-        """Return the verdict in one or a few sentences."""
-        return visible(self._sentences())
+        """Return the verdict in a few sentences, the last of which names what was not compared."""
+        text = self._sentences()
+        if self.not_compared:
+            text = f"{text.rstrip()} Not compared: {'; '.join(self.not_compared)}."
+        return visible(text)
 
     def _sentences(self) -> str:
         if self.verified:
-            return "Verified: made again, the certificate says the same."
+            text = "Verified: made again, the certificate says the same."
+            if self.circumstances:
+                text += f" It says it was made elsewhere ({'; '.join(self.circumstances)})."
+            return text
         what = "; ".join(self.differences[:5]) or "a field that does not follow from the step"
         more = len(self.differences) - 5
         what += f"; and {more} more" if more > 0 else ""
@@ -173,6 +185,7 @@ def verify(
         again,
         same_step=None if step is None else step == again.provenance["step"],
         said_bound=certificate.total.error_bound,
+        not_compared=tuple(_not_compared(document, certificate.entrywise_bounds)),
     )
 
 
@@ -250,6 +263,18 @@ def _differences(
             yield f"entry-wise bounds of {name}: {'not' if bounds is None else 'only'} in the file"
         elif bounds.dtype != known.dtype or not torch.equal(bounds, known):
             yield f"entry-wise bounds of {name}: they differ"
+
+
+def _not_compared(document: Mapping[str, Any], bounds: Mapping[str, Tensor]) -> Iterator[str]:
+    """Name the fields that `_differences` passes over, and say why."""
+    yield from (f"{name} ({_VOLATILE[name]})" for name in _VOLATILE if document.get(name))
+    told = [name for name in document["provenance"] if name not in (*_COMPARED, *NAMES, "device")]
+    if told:
+        yield f"provenance: {', '.join(told)} (words of whoever made it)"
+    if "threads" in document["provenance"]:
+        yield "threads (as many were used again)"
+    if not bounds and document["method"] != "reference":
+        yield "entry-wise bounds (a JSON file has none)"
 
 
 def _comparable(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,6 +84,7 @@ def _verify(
                 "same_step": found.same_step,
                 "differences": list(found.differences),
                 "circumstances": list(found.circumstances),
+                "not_compared": list(found.not_compared),
             }
             typer.echo(json.dumps(document, indent=2))
         else:
