@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from numgeom.arithmetic.accuracy import default_table
-from numgeom.arithmetic.assumptions import require_ieee_float64
+from numgeom.arithmetic.assumptions import broken_assumptions, explain
 from numgeom.arithmetic.lower_bounds import norm_down, sub_down
-from numgeom.arithmetic.printing import nearest, upper_short
+from numgeom.arithmetic.printing import upper
 from numgeom.arithmetic.rounding import add_up, difference_up, div_up, norm_up
 from numgeom.certificate.kantorovich import kantorovich
 from numgeom.certificate.kinks import Kink
@@ -31,6 +31,7 @@ from numgeom.results.accuracy import GradientAccuracy
 from numgeom.results.guarantee import Guarantee
 from numgeom.semantics.ball import enclose
 from numgeom.semantics.twins import COLLISION_PROBABILITY
+from numgeom.visible import visible
 
 METHODS = ("auto", "ball", "kantorovich", "functional", "reference")
 
@@ -38,7 +39,12 @@ USEFUL = 0.1  # a larger ball radius, relative to the gradient, would say nothin
 # Walks that label entries: ball arithmetic's, and those that look for a ball of the theorem, two
 # for each bound of beta and one with what is known of single entries.
 LABELS = 10 * COLLISION_PROBABILITY
-LARGEST_DISAGREEMENT = 1e-9  # of two float64 evaluations of one step, beyond the radius
+# How far two float64 evaluations of one gradient may differ before they count as two gradients: by
+# so many radii, this part of the gradient, and this part of all gradients together (a gradient that
+# is nothing but rounding has no size of its own to compare with).
+AS_FAR = 10.0
+LARGEST_DISAGREEMENT = 1e-9
+LOST_IN_TOTAL = 1e-15
 NEGLIGIBLE = 1e-12  # so is one below this part of the gradient, whatever error was observed
 SHARP = 0.1  # a ball radius up to this part of the observed error is sharp enough
 
@@ -111,9 +117,10 @@ def find_radii(
 
     Raises:
         ReplayError: a call could not be run in float64 on the CPU.
-        ArithmeticAssumptionError: this CPU's float64 arithmetic is not what the bounds assume.
     """
-    require_ieee_float64("cpu")
+    broken = broken_assumptions("cpu")
+    if broken:
+        return Radii(guarantee=Guarantee.NONE, notes=(f"No bound: {explain(broken)}",))
     say = progress or (lambda text: None)
     if method == "functional":
         say("error functionals")
@@ -133,7 +140,7 @@ def find_radii(
     allowed, chance = math.nextafter(failure_probability, 0.0), repr(failure_probability)
     probes = allowed - LABELS
     if probes < allowed / 2:
-        probes, chance = allowed / 2, upper_short(add_up(allowed / 2, LABELS))
+        probes, chance = allowed / 2, repr(failure_probability / 2 + LABELS)
     result = kantorovich(
         opened,
         failure_probability=probes,
@@ -225,20 +232,25 @@ def agreeing(radii: Radii, reference: Mapping[str, Tensor]) -> Radii:
     """Keep the radii only if the opened program is the recorded one, as far as numbers can tell.
 
     Two float64 evaluations of one step differ by rounding. A larger difference means that opening
-    the composite ops changed what is computed, or that a decision fell out differently.
+    the composite ops changed what is computed, or that a decision fell out differently. Each
+    gradient is compared by itself: each has a bound of its own.
     """
     if not radii.method:
         return radii
-    differences = [float((reference[k].cpu() - m).norm()) for k, m in radii.midpoints.items()]
     size = math.hypot(*(float(m.norm()) for m in radii.midpoints.values()))
-    difference = math.hypot(*differences)
-    if difference <= radii.total + LARGEST_DISAGREEMENT * size:
-        return radii
-    note = (
-        f"No bound: the opened program and the recorded one do not agree in float64 (their "
-        f"gradients differ by {nearest(difference, 2)} of {nearest(size, 2)}); please report it."
-    )
-    return Radii(notes=(note,), constants=radii.constants)
+    for name, midpoint in radii.midpoints.items():
+        difference = float((reference[name].cpu() - midpoint).norm())
+        own = float(midpoint.norm())
+        # Two evaluations differ by about as much as each of them may be off, a part of the radius.
+        allowed = AS_FAR * radii.norms[name] + LARGEST_DISAGREEMENT * own + LOST_IN_TOTAL * size
+        if not difference <= allowed:
+            note = (
+                "No bound: the opened program and the recorded one do not agree in float64 (their "
+                f"gradients of {visible(name)} differ by {upper(difference, 2)} of "
+                f"{upper(own, 2)}); please report it."
+            )
+            return Radii(notes=(note,), constants=radii.constants)
+    return radii
 
 
 def assumed(radii: Radii, seed: int) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from numgeom.arithmetic.assumptions import broken_assumptions, explain
 from numgeom.arithmetic.printing import upper
 from numgeom.certificate.bounds import (
     METHODS,
@@ -134,6 +135,11 @@ def certify(
     devices = sorted({str(gradient.device) for gradient in recorded.gradients.values()})
     on_cpu = devices == ["cpu"]
     levels = [overall.guarantee]
+    broken = () if method != "reference" else broken_assumptions(device or "cpu")
+    if broken:  # the others are told by `find_radii`
+        levels.append(Guarantee.NONE)
+        rows = [_without_guarantee(row) for row in rows]
+        overall = _without_guarantee(overall)
     if nonfinite is not None:  # where the loss is NaN, even a finite gradient means nothing
         levels.append(Guarantee.NONE)
     if differences and on_cpu:
@@ -188,6 +194,7 @@ def certify(
         notes=(
             *radii.notes,
             *(kernel_note() if radii.method else ()),
+            *((f"The reference may be wrong: {explain(broken)}",) if broken else ()),
             *_notes(rows, without, differences, computed is not None, on_cpu),
         ),
         seconds=time.perf_counter() - start,

@@ -17,6 +17,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from numgeom.arithmetic.assumptions import require_ieee_float64
 from numgeom.arithmetic.formats import format_of
 from numgeom.arithmetic.lower_bounds import norm_down, sub_down
 from numgeom.arithmetic.rounding import div_up, norm_up
@@ -63,7 +64,12 @@ class Tracking:
 
     @functools.cached_property
     def walk(self) -> Walk:
-        """Errors of every call in this run, with parameters and data as they were given."""
+        """Errors of every call in this run, with parameters and data as they were given.
+
+        Raises:
+            ArithmeticAssumptionError: float64 arithmetic is not what the bounds assume.
+        """
+        require_ieee_float64("cpu")
         return walk(self.program)
 
     @functools.cached_property

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from numgeom.arithmetic.assumptions import require_ieee_float64
 from numgeom.arithmetic.printing import upper_short
 from numgeom.arithmetic.rounding import add_up, difference_up, mul_up, next_up, norm_up, sum_up
 from numgeom.errors import NumgeomError
@@ -161,6 +162,7 @@ def hull(
         RecordingError: if the step cannot be recorded.
         SelectionError: if the loss depends on a gradient.
         HullError: if a backward call is not linear in the gradient.
+        ArithmeticAssumptionError: float64 arithmetic is not what the bounds assume.
 
     Example:
         >>> model = nn.Sequential(nn.Conv1d(1, 1, 1), nn.MaxPool1d(2))
@@ -176,6 +178,7 @@ def hull_of(
     program: Program | FrozenStep, *, max_pullbacks: int = MAX_PULLBACKS, seed: int = 0
 ) -> Hull:
     """Enclose the gradients of all Clarke selections of a recorded step; see `hull`."""
+    require_ieee_float64("cpu")
     step = program if isinstance(program, FrozenStep) else FrozenStep(program)
     calls = _Calls(step, seed)
     pullback = Pullback(step)
