@@ -30,8 +30,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from figures import write_figures
+from numgeom.ops.table import traits_of
 from numgeom.precision import estimate
-from numgeom.precision.kernels import kernel_of
 from numgeom.recording import record_step
 from numgeom.results.accuracy import measure, total
 from tiny_models import Model, examples, transformers_models, wide_gpt
@@ -78,7 +78,7 @@ def kernel_ratio(name: str, kernel: Callable[..., Any], *args: Any) -> float:
     got, want = kernel(*args), kernel(*wide)
     outputs = [want] if isinstance(want, Tensor) else list(want)
     got, want = (got, want) if isinstance(got, Tensor) else (got[0], want[0])
-    deviation = kernel_of(name).inside(wide, outputs)[0]
+    deviation = traits_of(name).kernel.inside(wide, outputs)[0]
     inside = 0.0 if deviation is None else (deviation * U).pow(2)
     modelled = (inside + (want.float().double() - want).pow(2)).mean().sqrt()
     return float(modelled / (got.double() - want).pow(2).mean().sqrt())

@@ -23,13 +23,14 @@ from numgeom.ops.randomness import RANDOM
 from numgeom.ops.reduction import REDUCTION
 from numgeom.ops.running_logs import RUNNING_LOGS
 from numgeom.ops.scatter import SCATTER
+from numgeom.ops.vector_norms import VECTOR_NORMS
 from tests.ops import laws
 from tests.ops.tensor_oracle import ORACLES
 
 ENTRIES: tuple[Op, ...] = (
     *EXACT, *FACTORIES, *CASTING, *MASKING, *INDEXING, *CONTRACTION, *CONVOLUTION, *REDUCTION,
-    *MOMENTS, *CHOICE, *SCATTER, *PRODUCTS, *POOLING, *AVERAGING, *INTERPOLATION, *DISTANCES,
-    *LOGIC, *RANDOM, *COUNTING, *RUNNING_LOGS,
+    *MOMENTS, *VECTOR_NORMS, *CHOICE, *SCATTER, *PRODUCTS, *POOLING, *AVERAGING, *INTERPOLATION,
+    *DISTANCES, *LOGIC, *RANDOM, *COUNTING, *RUNNING_LOGS,
 )  # fmt: skip
 
 # Without a function of their inputs that an oracle could compute: what is drawn, memory as it was,

@@ -23,7 +23,8 @@ SCALES = (1e-16, 1e-9, 1e-3, 0.3, 3.0)
 
 def run_op(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What torch computes."""
-    return getattr(torch.ops.aten, name)(*args, **kwargs)
+    namespace, _, own = name.rpartition("::")
+    return getattr(getattr(torch.ops, namespace or "aten"), own)(*args, **kwargs)
 
 
 def evaluate(

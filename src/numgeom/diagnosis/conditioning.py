@@ -6,7 +6,6 @@ error beside this change tells an unstable program from an ill-conditioned probl
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor, fx
 from numgeom.diagnosis.directions import direction
 from numgeom.diagnosis.partial import Change, evaluate
 from numgeom.diagnosis.trace import (
-    SAME_ENTRIES,
     Errors,
     Trace,
     ancestors,
@@ -24,8 +22,11 @@ from numgeom.diagnosis.trace import (
     norm,
     op_name,
     outputs,
+    traits,
 )
 from numgeom.errors import ReplayError
+from numgeom.ops.entry import Kind as OpKind
+from numgeom.ops.table import kind_of
 from numgeom.recording import Program
 from numgeom.recording.replay import ProgramInterpreter
 from numgeom.semantics.lockstep import Call, lockstep
@@ -34,7 +35,6 @@ from numgeom.semantics.lockstep import Call, lockstep
 # still be blamed on the problem; it covers the constants of backward error bounds.
 _MARGIN = 20.0
 _STRETCH = 10.0  # of a call that stands out
-_MOVES = SAME_ENTRIES | {"", "expand", "slice", "select", "embedding", "index", "as_strided"}
 _MOVED = frozenset({"parameter", "input", "buffer"})
 
 
@@ -107,10 +107,10 @@ def exposed_change(trace: Trace, *, least: float) -> float:
         seen = trace.observations.get(node)
         if node.op == "get_attr" or (seen is not None and seen.rel_error == 0.0):
             exact.add(node)
-        moves = node.op == "get_attr" or op_name(node) in _MOVES
+        moves = node.op == "get_attr" or _only_moves(node)
         if moves and all(source in given for source in node.all_input_nodes):
             given.add(node)
-        if op_name(node) in _MOVES or seen is None or not 0.0 < seen.norm < math.inf:
+        if _only_moves(node) or seen is None or not 0.0 < seen.norm < math.inf:
             continue
         alone = all(source in given for source in node.all_input_nodes)
         if not alone or _largest_change(trace, node) * u >= least:
@@ -125,6 +125,16 @@ def exposed_change(trace: Trace, *, least: float) -> float:
     return max(norm(moved[n] - still[n]) / trace.observations[n].norm for n in exposed)
 
 
+def _is_contraction(node: fx.Node) -> bool:
+    return kind_of(op_name(node)) is OpKind.CONTRACTION
+
+
+def _only_moves(node: fx.Node) -> bool:
+    """Whether a node holds entries of another one, as they are there; parts of calls do."""
+    known = traits(node)
+    return not op_name(node) or (known.only_moves and known.never_rounds)
+
+
 def _largest_change(trace: Trace, node: fx.Node) -> float:
     """A bound of the change of a product of two factors, in units of u; infinite for other calls.
 
@@ -132,11 +142,12 @@ def _largest_change(trace: Trace, node: fx.Node) -> float:
     of |A| |B| is at most the product of norms (for a convolution times the root of the number of
     places where an input entry is used, at most the kernel's size).
     """
-    found, result = _FACTORS.get(op_name(node)), trace.observations[node]
-    if found is None or node.kwargs:  # alpha, beta
+    product, result = traits(node).product, trace.observations[node]
+    if product is None or not _is_contraction(node) or node.kwargs:  # alpha, beta
         return math.inf
     left, right, added = (
-        None if i is None else trace.observations.get(argument(node, i)) for i in found
+        None if i is None else trace.observations.get(argument(node, i))
+        for i in (product.left, product.right, product.added)
     )
     if left is None or right is None:
         return math.inf
@@ -146,13 +157,6 @@ def _largest_change(trace: Trace, node: fx.Node) -> float:
     if added is not None:
         size += math.sqrt(result.entries / added.entries) * added.norm
     return size / result.norm
-
-
-# Positions of two factors and of what is added to their product.
-_FACTORS: Mapping[str, tuple[int, int, int | None]] = {
-    "mm": (0, 1, None), "bmm": (0, 1, None), "mv": (0, 1, None), "addmm": (1, 2, 0),
-    "baddbmm": (1, 2, 0), "convolution": (0, 1, 2),
-}  # fmt: skip
 
 
 def _stretching(trace: Trace) -> tuple[fx.Node | None, float]:

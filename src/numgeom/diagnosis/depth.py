@@ -16,7 +16,9 @@ from torch import fx
 
 from numgeom.arithmetic.printing import nearest, nearest_short
 from numgeom.diagnosis.result import Finding, Kind, Severity
-from numgeom.diagnosis.trace import Observation, Trace, op_name, outputs, phase_of, place
+from numgeom.diagnosis.trace import Observation, Trace, op_name, outputs, phase_of, place, traits
+from numgeom.ops.entry import Kind as OpKind
+from numgeom.ops.table import kind_of
 from numgeom.semantics.lockstep import Call
 
 _VANISHED = 1e-5  # ratio of norms, first layer over last layer
@@ -24,11 +26,22 @@ _EXPLODED = 1e4
 _HOPELESS = 1e8  # beyond this ratio, either way, it is an error
 _FEWEST_LAYERS = 4
 _FEWEST_REPEATS = 8
-_CONTRACTIONS = frozenset({
-    "mm", "bmm", "addmm", "convolution_backward", "mv", "matmul", "linear_backward",
-})  # fmt: skip
-_JOINS = frozenset({"stack", "cat"})
-_PRODUCTS = frozenset({"mul", "div"})
+
+
+def _is_contraction(node: fx.Node) -> bool:
+    """Whether a call sums products of two inputs: a layer, seen from its cotangent."""
+    return kind_of(op_name(node)) is OpKind.CONTRACTION
+
+
+def _is_scaling(node: fx.Node) -> bool:
+    """Whether a call is a product or a quotient, entry by entry."""
+    return op_name(node) in ("mul", "div")
+
+
+def _joins(node: fx.Node) -> bool:
+    """Whether a call puts several tensors beside one another."""
+    moves = traits(node).moves
+    return moves is not None and moves.joins
 
 
 @dataclass(frozen=True)
@@ -47,10 +60,10 @@ class DepthDetector:
     def findings(self, trace: Trace) -> Iterator[Finding]:
         """Yield a finding if the cotangents vanish or explode."""
         way = _longest_way(trace)
-        stages = _stages(trace, way, _CONTRACTIONS)
+        stages = _stages(trace, way, _is_contraction)
         fewest = _FEWEST_LAYERS
-        if not any(op_name(node) in _CONTRACTIONS for node in trace.program.calls):
-            stages, fewest = _repeated(_stages(trace, way, _PRODUCTS)), _FEWEST_REPEATS
+        if not any(_is_contraction(node) for node in trace.program.calls):
+            stages, fewest = _repeated(_stages(trace, way, _is_scaling)), _FEWEST_REPEATS
         if len(stages) < fewest:
             return
         first, last = stages[0].norm, stages[-1].norm
@@ -110,7 +123,7 @@ def _longest_way(trace: Trace) -> list[fx.Node]:
     for node in trace.program.graph.nodes:
         if phase_of(node) != "backward":
             continue
-        weight = (int(op_name(node) in _CONTRACTIONS), int(op_name(node) in _PRODUCTS))
+        weight = (int(_is_contraction(node)), int(_is_scaling(node)))
         parents = [parent for parent in node.all_input_nodes if parent in longest]
         best = max((longest[parent] for parent in parents), default=(0, 0))
         longest[node] = (best[0] + weight[0], best[1] + weight[1])
@@ -133,7 +146,7 @@ def _cotangents(trace: Trace) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in reversed(trace.program.graph.nodes):
         users = [user for user in node.users if phase_of(user) == "backward"]
-        if any(user in found or op_name(user) in _CONTRACTIONS | _PRODUCTS for user in users):
+        if any(user in found or _is_contraction(user) or _is_scaling(user) for user in users):
             found.add(node)
     return found
 
@@ -142,7 +155,7 @@ def _norm(trace: Trace) -> Callable[[fx.Node], float]:
     return lambda node: trace.observations[node].norm if node in trace.observations else 0.0
 
 
-def _stages(trace: Trace, way: list[fx.Node], kinds: frozenset[str]) -> list[_Stage]:
+def _stages(trace: Trace, way: list[fx.Node], counts: Callable[[fx.Node], bool]) -> list[_Stage]:
     """The cotangents that go into the products on the way, from the loss on.
 
     The last product makes a parameter's gradient; where it takes the cotangents of all times at
@@ -150,19 +163,19 @@ def _stages(trace: Trace, way: list[fx.Node], kinds: frozenset[str]) -> list[_St
     """
     stages: list[_Stage] = []
     alone: fx.Node | None = None  # the cotangent before it was stacked with others
-    end = _last_product(way, kinds)
+    end = _last_product(way, counts)
     for a, b in zip(way, way[1:], strict=False):
-        if op_name(b) in _JOINS and alone is None:
+        if _joins(b) and alone is None:
             alone = a
-        if op_name(b) in kinds and a in trace.observations:
+        if counts(b) and a in trace.observations:
             of = a if alone is None or b is not end or alone not in trace.observations else alone
             stages.append(_Stage(b, trace.observations[of].norm))
             alone = None
     return stages
 
 
-def _last_product(way: list[fx.Node], kinds: frozenset[str]) -> fx.Node | None:
-    return next((node for node in reversed(way) if op_name(node) in kinds), None)
+def _last_product(way: list[fx.Node], counts: Callable[[fx.Node], bool]) -> fx.Node | None:
+    return next((node for node in reversed(way) if counts(node)), None)
 
 
 def _repeated(stages: list[_Stage]) -> list[_Stage]:

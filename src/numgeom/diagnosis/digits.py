@@ -26,16 +26,10 @@ from numgeom.diagnosis.trace import (
     op_name,
     outputs,
     place,
+    traits,
 )
 from numgeom.semantics.lockstep import Call
 
-# Operations that add: their result can be far smaller than what they add.
-_ADDITIVE = frozenset({
-    "add", "sub", "rsub", "sum", "mean", "mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot",
-    "convolution", "convolution_backward", "cumsum", "var", "std", "var_mean", "addcmul",
-    "index_add", "scatter_add", "linear", "lerp", "_softmax_backward_data",
-})  # fmt: skip
-_PAIRWISE = frozenset({"add", "sub", "rsub"})
 _JUMP = 20.0  # relative error out over relative error in (at least u) of a suspect
 _ABSORBED = 0.5  # part of the entries that an addition leaves as they were
 _SENSITIVE = 0.05  # change of the gradients by rounding the inputs, from which on it is told
@@ -61,7 +55,7 @@ class DigitsDetector:
 
     def see(self, call: Call, seen: Observation | None) -> None:
         """Note additions that change nothing."""
-        if call.rounded or seen is None or op_name(call.node) not in _PAIRWISE:
+        if call.rounded or seen is None or not _adds_two(call.node):
             return
         terms = [call.argument(0), call.argument(1)]
         values = [t.computed for t in terms if t is not None and isinstance(t.computed, Tensor)]
@@ -206,7 +200,7 @@ class DigitsDetector:
         absorbed = [n for n in suspect.nodes if n in self._absorbing]
         if absorbed and _jump(trace, node, trace.observations[node]) < _JUMP:
             return Kind.ABSORPTION, absorbed[-1]
-        if op_name(node) in _ADDITIVE:
+        if traits(node).adds:
             return Kind.CANCELLATION, node
         for source in _producers(node):
             if _absorbs_small_term(trace, source):
@@ -299,22 +293,22 @@ def _producers(node: fx.Node) -> list[fx.Node]:
     pending = list(node.all_input_nodes)
     while pending:
         source = pending.pop()
-        if op_name(source) in _MOVING:
+        if traits(source).only_moves:
             pending.extend(source.all_input_nodes[:1])
         else:
             found.append(source)
     return found
 
 
-_MOVING = frozenset({
-    "view", "reshape", "_unsafe_view", "expand", "unsqueeze", "squeeze", "clone", "_to_copy", "t",
-    "transpose", "permute", "select", "slice", "alias", "detach", "contiguous",
-})  # fmt: skip
+def _adds_two(node: fx.Node) -> bool:
+    """Whether a call adds two terms, or subtracts one, entry by entry."""
+    known = traits(node)
+    return known.adds and known.entrywise and known.product is None and len(node.args) == 2
 
 
 def _absorbs_small_term(trace: Trace, node: fx.Node) -> bool:
     """Whether an addition adds something far smaller than its result."""
-    if op_name(node) not in _PAIRWISE or node not in trace.observations:
+    if not _adds_two(node) or node not in trace.observations:
         return False
     result = trace.observations[node]
     terms = [trace.observations[n].rms for n in node.all_input_nodes if n in trace.observations]

@@ -30,12 +30,12 @@ from numgeom.diagnosis.ranges import victims
 from numgeom.diagnosis.result import Finding, Severity
 from numgeom.diagnosis.trace import (
     FORMATS,
-    SAME_ENTRIES,
     Detector,
     Observation,
     Trace,
     argument,
     compare,
+    is_rearrangement,
     norm,
     op_name,
     phase_of,
@@ -89,7 +89,7 @@ def take_alone(program: Program, detectors: Iterable[Detector]) -> Trace:
 
     def visit(call: Call) -> None:
         node = call.node
-        source = argument(node, 0) if op_name(node) in SAME_ENTRIES else None
+        source = argument(node, 0) if is_rearrangement(node) else None
         seen = observations.get(source) if source is not None else None
         if seen is None:
             seen = _observe(program, call, observations)

@@ -13,24 +13,9 @@ from torch import Tensor, fx
 
 from numgeom.diagnosis.result import Finding, Kind, Severity
 from numgeom.diagnosis.trace import NOWHERE, Observation, Trace, argument, compare, op_name, place
+from numgeom.ops.table import traits_of
 from numgeom.recording import Program
 from numgeom.semantics.lockstep import Call
-
-# Documentation of torch.use_deterministic_algorithms, torch 2.13: what raises on CUDA, as ATen.
-_ON_CUDA = frozenset({
-    "adaptive_avg_pool3d_backward", "_adaptive_avg_pool3d_backward",
-    "_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "avg_pool3d_backward",
-    "fractional_max_pool2d_backward", "fractional_max_pool3d_backward",
-    "max_pool3d_with_indices_backward", "max_unpool2d", "max_unpool3d",
-    "upsample_linear1d_backward",
-    "upsample_bilinear2d_backward", "upsample_bicubic2d_backward", "upsample_trilinear3d_backward",
-    "reflection_pad1d_backward", "reflection_pad3d_backward", "replication_pad1d_backward",
-    "replication_pad2d_backward", "replication_pad3d_backward", "_ctc_loss_backward",
-    "_embedding_bag_backward", "_embedding_bag_dense_backward", "nll_loss2d_forward", "put",
-    "histc", "bincount", "kthvalue", "median", "grid_sampler_2d_backward",
-    "grid_sampler_3d_backward", "cumsum", "scatter_reduce", "scatter_add", "index_add", "resize",
-    "index_reduce",
-})  # fmt: skip
 
 
 def may_not_repeat(program: Program) -> bool:
@@ -40,7 +25,9 @@ def may_not_repeat(program: Program) -> bool:
     """
     for node in program.calls:
         name = op_name(node)
-        if name in _ON_CUDA and any(m.device.type != "cpu" for m in node.meta["tensors"].values()):
+        if traits_of(name).nondeterministic_on_cuda and any(
+            m.device.type != "cpu" for m in node.meta["tensors"].values()
+        ):
             return True
         if name == "index_put" and argument(node, 3) and torch.get_num_threads() > 1:
             return True
@@ -58,9 +45,13 @@ class NondeterminismDetector:
     def see(self, call: Call, seen: Observation | None) -> None:
         """Look at writes by index, and at calls that torch lists."""
         name = op_name(call.node)
-        if name in _ON_CUDA and isinstance(call.reference, Tensor) and call.reference.is_cuda:
+        if (
+            traits_of(name).nondeterministic_on_cuda
+            and isinstance(call.reference, Tensor)
+            and call.reference.is_cuda
+        ):
             self._listed.append(call.node)
-        if seen is None or name not in _WRITES:
+        if seen is None or not traits_of(name).last_wins:
             return
         share = _contested(call, name)
         if share > 0.0:
@@ -119,7 +110,7 @@ def _contested(call: Call, name: str) -> float:
         call.inputs[a].computed if isinstance(a, fx.Node) else a for a in call.node.args
     ]
     target: Any = call.node.target
-    if name == "index_put":
+    if isinstance(args[1], list):  # index_put: one index for each dimension
         if argument(call.node, 3) or len(args[1]) != 1 or not isinstance(args[1][0], fx.Node):
             return 0.0
         index, values = call.inputs[args[1][0]].computed, args[2]
@@ -139,6 +130,3 @@ def _contested(call: Call, name: str) -> float:
     other = target(*args, **call.node.kwargs)
     same = (other == call.computed) | (other.isnan() & call.computed.isnan())
     return float((~same).double().mean()) if same.numel() else 0.0
-
-
-_WRITES = frozenset({"scatter", "index_copy", "index_put"})

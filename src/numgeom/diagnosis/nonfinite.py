@@ -9,20 +9,9 @@ from torch import Tensor, fx
 
 from numgeom.certificate.nonfinite import NonFinite, first_nonfinite
 from numgeom.diagnosis.result import Finding, Kind, Severity
-from numgeom.diagnosis.trace import Observation, Trace, op_name, place
+from numgeom.diagnosis.trace import Observation, Trace, op_name, place, traits
+from numgeom.ops.table import traits_of
 from numgeom.semantics.lockstep import Call
-
-# Elementwise operations that are undefined, or infinite, at some finite numbers; then with those
-# of linear algebra. Any other operation that makes an infinity from finite numbers has left the
-# range of its format.
-_POLES = frozenset({
-    "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "div", "pow", "logit", "atanh",
-    "acosh", "asin", "acos", "xlogy", "fmod", "remainder", "lgamma", "digamma", "erfinv", "tan",
-    "true_divide", "special_log_ndtr",
-})  # fmt: skip
-_WITH_POLES = _POLES | {"linalg_inv_ex", "linalg_solve", "cholesky"}
-_POLES_OF_DERIVATIVES = _WITH_POLES | {"linalg_vector_norm", "norm", "std", "atan2", "hypot"}
-_DIVISIONS = frozenset({"div", "true_divide", "fmod", "remainder"})
 
 
 @dataclass(frozen=True)
@@ -51,9 +40,10 @@ class NonFiniteDetector:
         if "call" not in call.node.meta or not _has_nonfinite((call.computed, call.reference)):
             return
         tensors = [b.computed for b in call.inputs.values() if isinstance(b.computed, Tensor)]
-        critical = call.argument(1 if op_name(call.node) in _DIVISIONS else 0)
+        poles = traits(call.node).poles
+        critical = None if poles is None else call.argument(poles.argument)
         zero = vanished = False
-        if op_name(call.node) in _POLES and critical is not None:
+        if poles is not None and poles.of_value and poles.entrywise and critical is not None:
             at_zero = _where_nonfinite(call.computed, critical.computed == 0)
             zero = bool(at_zero.any())
             lost = (critical.computed == 0) & (critical.reference != 0)
@@ -121,17 +111,18 @@ class NonFiniteDetector:
             return None
         if found.value == "NaN":
             return Kind.DOMAIN
-        if name not in _WITH_POLES:
+        poles = traits_of(name).poles
+        if poles is None or not poles.of_value:
             return Kind.OVERFLOW
         seen = self._seen[node] if node is not None else None
-        if name in _DIVISIONS | {"pow", "reciprocal"} and seen is not None:
+        if poles.may_overflow and seen is not None:
             return Kind.DOMAIN if seen.zero_divisor else Kind.OVERFLOW
         return Kind.DOMAIN
 
 
 def _poles_at(where: dict[str, Any], trace: Trace) -> list[str]:
     """The forward calls of a line whose derivative can be infinite."""
-    found = [place(n) for n in trace.program.graph.nodes if op_name(n) in _POLES_OF_DERIVATIVES]
+    found = [place(n) for n in trace.program.graph.nodes if traits(n).poles is not None]
     return [
         p["op"] for p in found if p["phase"] == "forward" and p["source"] == where["source"] != ""
     ]

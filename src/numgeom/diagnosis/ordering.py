@@ -23,16 +23,13 @@ from numgeom.diagnosis.trace import (
     op_name,
     outputs,
     place,
+    traits,
 )
 from numgeom.errors import ReplayError
 from numgeom.recording import Program, Replay
 from numgeom.recording.replay import ProgramInterpreter
 from numgeom.semantics.lockstep import Call
 
-# Positions of the two factors of a product.
-_PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "mv": (0, 1), "dot": (0, 1), "addmm": (1, 2),
-             "baddbmm": (1, 2), "addmv": (1, 2)}  # fmt: skip
-_SUMS = frozenset({"sum", "mean"})
 _TRIALS = 6
 
 
@@ -93,14 +90,16 @@ def _candidates(trace: Trace) -> list[fx.Node]:
 
 def _leverage(trace: Trace, node: fx.Node) -> float:
     """A bound of the sum of the terms' magnitudes, over the norm of the result."""
-    name, result = op_name(node), trace.observations[node]
-    if name in _PRODUCTS:
-        factors = [trace.observations.get(argument(node, i)) for i in _PRODUCTS[name]]
+    known, result = traits(node), trace.observations[node]
+    product = known.product
+    if product is not None and product.is_matrix:
+        places = (product.left, product.right)
+        factors = [trace.observations.get(argument(node, i)) for i in places]
         size = math.prod(f.norm for f in factors if f is not None)
-    elif name in _SUMS and argument(node, 0) in trace.observations:
+    elif known.sums and argument(node, 0) in trace.observations:
         given = trace.observations[argument(node, 0)]
         count = given.entries / max(result.entries, 1)
-        size = math.sqrt(count) * given.norm / (count if name == "mean" else 1.0)
+        size = math.sqrt(count) * given.norm / (count if op_name(node) == "mean" else 1.0)
         if count < 3.0:
             return 0.0  # two terms have one order
     else:
@@ -154,9 +153,9 @@ def _wide(value: Any) -> Any:
 def _reordered(node: fx.Node, args: Any) -> tuple[Any, ...]:
     """The arguments with the terms in another order; what is added stays the same."""
     given = list(args)
-    name = op_name(node)
-    if name in _PRODUCTS:
-        i, j = _PRODUCTS[name]
+    product = traits(node).product
+    if product is not None and product.is_matrix:
+        i, j = product.left, product.right
         a, b = given[i], given[j]
         order = _order(a.shape[-1], a.device)
         given[i] = a.index_select(a.dim() - 1, order)

@@ -7,7 +7,7 @@ from torch import Tensor, fx
 
 from numgeom.diagnosis.match import Match
 from numgeom.diagnosis.rederive import Values
-from numgeom.diagnosis.trace import argument, op_name
+from numgeom.diagnosis.trace import argument, op_name, traits
 
 
 def at_a_pole(node: fx.Node) -> Match | None:
@@ -15,10 +15,10 @@ def at_a_pole(node: fx.Node) -> Match | None:
 
     The two differ at the pole only; there the second has a finite value and derivative.
     """
-    name = op_name(node)
-    if name not in _AT_ZERO or not isinstance(argument(node, 0), fx.Node):
-        return None
+    name, poles = op_name(node), traits(node).poles
     x = argument(node, 0)
+    if poles is None or not poles.at_zero or not isinstance(x, fx.Node):
+        return None
     if name == "linalg_vector_norm":
         if argument(node, 1) not in (None, 2, 2.0):
             return None
@@ -31,12 +31,11 @@ def at_a_pole(node: fx.Node) -> Match | None:
             return (v.square().sum(over, keepdim=keep) + _tiny(v)).sqrt()
 
         return Match("norm(x) at x = 0", node, (x,), norm, "(x.square().sum(dim) + eps).sqrt()")
-    below = name in ("div", "true_divide") and isinstance(argument(node, 1), fx.Node)
-    if name in ("div", "true_divide") and not below:
+    position = poles.argument
+    critical = argument(node, position)
+    if not isinstance(critical, fx.Node):
         return None
-    critical = argument(node, 1) if below else x
     target: Any = node.target
-    position = 1 if below else 0
 
     def away(values: Values) -> Tensor:
         args: list[Any] = [values[a] if isinstance(a, fx.Node) else a for a in node.args]
@@ -44,15 +43,13 @@ def at_a_pole(node: fx.Node) -> Match | None:
         args[position] = torch.where(v.abs() < _tiny(v), torch.full_like(v, _tiny(v)), v)
         return target(*args, **node.kwargs)
 
-    advice = f"{name}(torch.where(x > eps, x, eps))" if not below else "x / d.clamp_min(eps)"
-    title = f"{name}(x) at x = 0" if not below else "x / d at d = 0"
+    advice = f"{name}(torch.where(x > eps, x, eps))"
+    title = f"{name}(x) at x = 0"
+    if position == 1:  # a divisor
+        kept = "d.clamp_min(eps)"
+        advice = f"x / {kept}" if name == "div" else f"{name}(x, {kept})"
+        title = "x / d at d = 0" if name == "div" else f"{name}(x, d) at d = 0"
     return Match(title, node, (critical,), away, advice)
-
-
-_AT_ZERO = frozenset({
-    "sqrt", "rsqrt", "log", "log2", "log10", "reciprocal", "pow", "div", "true_divide",
-    "linalg_vector_norm",
-})  # fmt: skip
 
 
 def _tiny(x: Tensor) -> float:

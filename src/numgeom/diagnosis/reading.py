@@ -10,21 +10,15 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from numgeom.diagnosis.rederive import Values
-from numgeom.diagnosis.trace import argument, op_name
+from numgeom.diagnosis.trace import argument, op_name, traits
 
-_MOVING = frozenset({
-    "view", "reshape", "_unsafe_view", "expand", "unsqueeze", "squeeze", "clone", "_to_copy", "t",
-    "transpose", "permute", "select", "slice", "alias", "contiguous", "gather", "index", "diagonal",
-    "index_select", "as_strided", "flip",
-})  # fmt: skip
-_MAXIMA = frozenset({"amax", "max", "aminmax", "logsumexp"})
 _NOTHING = fx.Graph().placeholder("nothing")
 
 
 def source_of(node: Any) -> tuple[fx.Node, list[fx.Node]]:
     """The call that made the numbers, and the calls that moved or cast them since."""
     way: list[fx.Node] = []
-    while isinstance(node, fx.Node) and op_name(node) in _MOVING and node.args:
+    while isinstance(node, fx.Node) and traits(node).only_moves and node.args:
         way.append(node)
         node = node.args[0]
     if not isinstance(node, fx.Node):
@@ -124,4 +118,4 @@ def _has_maximum(node: Any) -> bool:
         return _has_maximum(argument(source, 0))
     if op_name(source) in ("masked_fill", "where"):  # torch.logsumexp keeps -inf maxima out
         return any(_has_maximum(a) for a in source.all_input_nodes)
-    return op_name(source) in _MAXIMA
+    return traits(source).largest

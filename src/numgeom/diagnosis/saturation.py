@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from numgeom.diagnosis.result import Finding, Kind, Severity
-from numgeom.diagnosis.trace import Observation, Trace, argument, norm, op_name, place
+from numgeom.diagnosis.trace import Observation, Trace, argument, norm, op_name, place, traits
 from numgeom.semantics.lockstep import Call
 
 _FLAT = 1e-3  # derivative, as a part of the largest that the activation has
@@ -24,13 +24,6 @@ _ENTRIES = 4096  # of a sample, and
 _ROWS = 1024
 _LIKELY = 0.5 * _SHARE  # in a sample: then all are looked at
 _FEW = 0.02  # rows: all rows may be one-hot of those with several open entries, and these be few
-
-_BACKWARD = frozenset({
-    "sigmoid_backward", "tanh_backward", "hardtanh_backward", "hardsigmoid_backward",
-    "hardswish_backward", "elu_backward", "gelu_backward", "silu_backward", "threshold_backward",
-    "softplus_backward", "log_sigmoid_backward", "mish_backward", "celu_backward",
-})  # fmt: skip
-_RELU = frozenset({"relu", "threshold", "clamp_min"})
 
 
 @dataclass(frozen=True)
@@ -59,13 +52,13 @@ class SaturationDetector:
                 self._note(call, Kind.SATURATION, _share_flat(name, call.computed), "entries")
         elif name in ("hardtanh", "hardsigmoid"):
             self._bounded(call)
-        elif name in _RELU and _is_zero_at_rest(call):
+        elif _is_zero_at_rest(call):
             self._relu(call)
         elif name == "_softmax":
             scores = call.argument(0)
             if scores is not None and self._may_be_one_hot(call, argument(call.node, 1)):
                 self._softmax(call, scores.computed, argument(call.node, 1))
-        elif name in _BACKWARD:
+        elif traits(call.node).activation_backward:
             self._backward(call, seen)
 
     def findings(self, trace: Trace) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from numgeom.diagnosis.trace import (
     op_name,
     phase_of,
     place,
+    traits,
 )
 from numgeom.semantics.lockstep import Call
 
@@ -34,8 +35,6 @@ _DIFFERS = 1e-2
 _PARAMETERS_TRIED = 16
 # torch cannot differentiate all writes into views that kernels make.
 _WRITES = frozenset({"as_strided_scatter", "as_strided"})
-_STEPS = frozenset({"round", "floor", "ceil", "trunc", "sign", "sgn", "heaviside", "argmax", "gt",
-                    "ge", "lt", "le", "bernoulli", "one_hot"})  # fmt: skip
 
 
 class SurrogateDetector:
@@ -118,7 +117,12 @@ def _step(trace: Trace) -> fx.Node | None:
     for node, where in calls:
         if where["phase"] == "backward" and where["source"] and where["source"] not in forward:
             return node
+    moving: set[fx.Node] = set()  # what depends on a parameter
     for node in trace.program.graph.nodes:
-        if op_name(node) in _STEPS and phase_of(node) == "forward":
+        own = node.op == "get_attr" and node.meta["role"] == "parameter"
+        if not own and moving.isdisjoint(node.all_input_nodes):
+            continue
+        moving.add(node)
+        if phase_of(node) == "forward" and traits(node).piecewise_constant:
             return node
     return None

@@ -16,6 +16,8 @@ from torch import Tensor, fx
 from numgeom.arithmetic import formats
 from numgeom.arithmetic.formats import Format
 from numgeom.diagnosis.result import Finding
+from numgeom.ops.table import traits_of
+from numgeom.ops.traits import Traits
 from numgeom.recording import Program, Replay
 from numgeom.semantics.lockstep import Call, LockstepResult, lockstep
 
@@ -59,13 +61,6 @@ class Observation:
     reference_nonfinite: int
     flushed: int
     subnormal: int
-
-
-# Calls that give back all entries of their first input, each once.
-SAME_ENTRIES = frozenset({
-    "t", "transpose", "permute", "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze",
-    "clone", "contiguous", "alias", "detach", "flip",
-})  # fmt: skip
 
 
 class Detector(Protocol):
@@ -151,7 +146,7 @@ def take(program: Program, detectors: Iterable[Detector]) -> Trace:
 
     def visit(call: Call) -> None:
         node = call.node
-        source = argument(node, 0) if op_name(node) in SAME_ENTRIES else None
+        source = argument(node, 0) if is_rearrangement(node) else None
         seen = observations[source] if source in observations else observe(call)
         if seen is not None:
             observations[call.node] = seen
@@ -303,6 +298,17 @@ def op_name(node: fx.Node) -> str:
         known = node.op == "call_function" and "call" in node.meta
         name = node.meta["op_name"] = _base_name(node.target) if known else ""
     return name
+
+
+def traits(node: fx.Node) -> Traits:
+    """What the operation does; of a node that is no call, nothing is said."""
+    return traits_of(op_name(node))
+
+
+def is_rearrangement(node: fx.Node) -> bool:
+    """Whether a call gives back all entries of its first input, each once."""
+    moves = traits(node).moves
+    return moves is not None and moves.is_rearrangement
 
 
 @lru_cache(maxsize=4096)

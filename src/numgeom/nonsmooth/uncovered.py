@@ -29,7 +29,7 @@ _KINKED_COMPOSITES = frozenset(
         "_linalg_eigh",
         "_linalg_svd",
         "_pdist_forward",
-        "_segment_reduce",
+        "segment_reduce",
         "cosine_similarity",
         "dist",
         "fractional_max_pool3d",

@@ -26,6 +26,7 @@ from numgeom.ops.balls import (
 )
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.kinks import GIVEN_INDICES
+from numgeom.ops.traits import Traits
 
 aten = torch.ops.aten
 
@@ -107,5 +108,6 @@ def accumulation(
         doubt=None if reals_alone else inherited_doubt,
         kinks=GIVEN_INDICES,
         source=SUM_SOURCE,
+        traits=Traits(adds=True),
         examples=examples,
     )

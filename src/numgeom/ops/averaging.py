@@ -28,6 +28,7 @@ from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kinks import NO_KINKS
 from numgeom.ops.pooling import as_list
+from numgeom.ops.traits import Traits
 from numgeom.ops.windows import adaptive_windows
 
 Count = Callable[[Evaluation], int]
@@ -67,6 +68,7 @@ def _average(name: str, roundings: Count, *examples: Example) -> Op:
         second_order=None,
         doubt=None,
         kinks=NO_KINKS,
+        traits=Traits(adds=True),
         source="weighted sum of n terms in any order (Higham 2002, sec. 3.1)",
         examples=examples,
     )
@@ -124,7 +126,7 @@ AVERAGING: tuple[Op, ...] = (
             True,
             None,
         ),
-    ),
+    ).with_traits(nondeterministic_on_cuda=True),
     _average(
         "_adaptive_avg_pool2d", _adaptive_terms, _ADAPTIVE, example(normal(1, 1, 3, 3), [1, 1])
     ),
@@ -133,10 +135,10 @@ AVERAGING: tuple[Op, ...] = (
         "_adaptive_avg_pool2d_backward",
         _adaptive_terms,
         example(normal(1, 1, 3, 2), normal(1, 1, 5, 4)),
-    ),
+    ).with_traits(nondeterministic_on_cuda=True),
     _average(
         "_adaptive_avg_pool3d_backward",
         _adaptive_terms,
         example(normal(1, 1, 2, 2, 2), normal(1, 1, 3, 4, 3)),
-    ),
+    ).with_traits(nondeterministic_on_cuda=True),
 )

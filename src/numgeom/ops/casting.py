@@ -19,6 +19,7 @@ from numgeom.ops.drawing import booleans, integers, whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kinks import Kinks, Where
+from numgeom.ops.traits import Moves, Places, Traits
 
 
 def cast_rounding(x: Tensor, y: Tensor) -> Bound:
@@ -91,7 +92,7 @@ def _makes_decisions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return not (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
 
 
-def _cast(name: str, *examples: Example, kinks: Kinks) -> Op:
+def _cast(name: str, *examples: Example, kinks: Kinks, traits: Traits) -> Op:
     return Op(
         name=name,
         kind=Kind.CAST,
@@ -102,6 +103,7 @@ def _cast(name: str, *examples: Example, kinks: Kinks) -> Op:
         kinks=kinks,
         source="IEEE 754: integers up to 2^53 are float64 numbers",
         examples=examples,
+        traits=traits,
     )
 
 
@@ -124,6 +126,7 @@ CASTING: tuple[Op, ...] = (
         *_to(torch.bool, whole_numbers(-1, 2, 6), integers(-1, 2, 6)),
         *_to(torch.float32, wild(4, exponent=20.0)),
         kinks=_TO_DECISIONS,
+        traits=Traits(moves=Moves(Places.ONCE, in_order=True, casts=True), entrywise=True),
     ),
     _cast(
         "copy",
@@ -131,5 +134,6 @@ CASTING: tuple[Op, ...] = (
         example(wild(4), integers(2**60, 2**61, 4)),
         example(integers(0, 5, 2), whole_numbers(-3, 4, 2)),
         kinks=replace(_TO_DECISIONS, inputs=(1,)),
+        traits=Traits(moves=Moves(Places.ANY, data=(1,), casts=True), entrywise=True),
     ),
 )

@@ -27,6 +27,7 @@ from numgeom.ops.entry import Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kinks import Kinks, Where
 from numgeom.ops.reduction import doubt_of_any, reduced_dims
+from numgeom.ops.traits import Traits
 
 aten = torch.ops.aten
 
@@ -305,6 +306,7 @@ def _choice(
         doubt=doubt,
         kinks=kinks,
         source="exact: entries are chosen",
+        traits=Traits(chooses=True),
         examples=examples,
     )
 
@@ -319,7 +321,7 @@ CHOICE: tuple[Op, ...] = (
         example(normal(3, 5), [1]),
         example(whole_numbers(0, 3, 4, 5), [0, 1], True),
         example(swapped(wild(3, 4)), []),
-    ),
+    ).with_traits(largest=True),
     _choice(
         "amin",
         monotone_spread,
@@ -327,10 +329,18 @@ CHOICE: tuple[Op, ...] = (
         example(normal(3, 5), [1], True),
         example(wild(3, 4), [0]),
     ),
-    _choice("aminmax", monotone_spread, _tie_doubt, example(normal(3, 5), dim=1)),
-    _choice("argmax", None, _arg_doubt, _TIES, example(normal(3, 4)), example(normal(4), 0, True)),
-    _choice("argmin", None, _arg_doubt, _TIES, example(normal(3, 4), None)),
-    _choice("max", _max_spread, _max_or_extreme_doubt, _TIES, example(normal(3, 4))),
+    _choice("aminmax", monotone_spread, _tie_doubt, example(normal(3, 5), dim=1)).with_traits(
+        largest=True
+    ),
+    _choice(
+        "argmax", None, _arg_doubt, _TIES, example(normal(3, 4)), example(normal(4), 0, True)
+    ).with_traits(chooses=False, piecewise_constant=True),
+    _choice("argmin", None, _arg_doubt, _TIES, example(normal(3, 4), None)).with_traits(
+        chooses=False, piecewise_constant=True
+    ),
+    _choice("max", _max_spread, _max_or_extreme_doubt, _TIES, example(normal(3, 4))).with_traits(
+        largest=True
+    ),
     _choice("min", _max_spread, _max_or_extreme_doubt, _TIES, example(normal(3, 4))),
     _choice(
         "sort",
@@ -349,8 +359,12 @@ CHOICE: tuple[Op, ...] = (
         example(normal(2, 6), 3, 1, False),
         example(normal(5), 5),
     ),
-    _choice("kthvalue", monotone_spread, _ranked_doubt, example(normal(3, 5), 2)),
-    _choice("median", monotone_spread, _ranked_doubt, example(normal(3, 5), 1), example(normal(7))),
+    _choice("kthvalue", monotone_spread, _ranked_doubt, example(normal(3, 5), 2)).with_traits(
+        nondeterministic_on_cuda=True
+    ),
+    _choice(
+        "median", monotone_spread, _ranked_doubt, example(normal(3, 5), 1), example(normal(7))
+    ).with_traits(nondeterministic_on_cuda=True),
     _choice("nanmedian", monotone_spread, _ranked_doubt, example(normal(3, 5), 1)),
     _choice("cummax", monotone_spread, _running_doubt, _TIES, example(normal(6), 0)),
     _choice("cummin", monotone_spread, _running_doubt, _TIES, example(normal(6), 0)),

@@ -28,6 +28,7 @@ from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.intervals import elementary_error
 from numgeom.ops.jets import Jet
 from numgeom.ops.kinks import Kinks
+from numgeom.ops.traits import NO_TRAITS, Traits
 
 Inputs = tuple[Operand, ...]
 Rounding = Callable[[Evaluation], Bound]
@@ -62,6 +63,7 @@ def composite(
     examples: tuple[Example, ...],
     domain: str = "the reals",
     width: float = math.inf,
+    traits: Traits = NO_TRAITS,
 ) -> Op:
     """An entry-by-entry op that is given by its formula."""
 
@@ -127,6 +129,7 @@ def composite(
         domain=domain,
         source=source,
         examples=examples,
+        traits=traits,
         multiplicity=lambda call: repeats(call, *pairs),
     )
 

@@ -29,7 +29,9 @@ from numgeom.ops.bilinear import (
 from numgeom.ops.drawing import integers, swapped, tiny, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.kernel_errors import ADDED_PRODUCT, MATRIX_PRODUCT
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.traits import Autocast, Product, Traits
 
 _SOURCE = "sum of n products in any order (Higham 2002, sec. 3.1)"
 
@@ -78,6 +80,12 @@ def _product(
         kinks=NO_KINKS,
         source=_SOURCE,
         examples=examples,
+        traits=Traits(
+            product=Product(is_matrix=True),
+            adds=True,
+            autocast=Autocast.LOW,
+            kernel=MATRIX_PRODUCT,
+        ),
     )
 
 
@@ -147,6 +155,12 @@ def _added_product(name: str, multiply: Multiply, *examples: Example, batch: boo
         kinks=NO_KINKS,
         source=_SOURCE,
         examples=examples,
+        traits=Traits(
+            product=Product(1, 2, added=0, is_matrix=not batch),
+            adds=True,
+            autocast=Autocast.LOW,
+            kernel=ADDED_PRODUCT,
+        ),
     )
 
 

@@ -28,7 +28,10 @@ from numgeom.ops.bilinear import (
 from numgeom.ops.drawing import tiny, wild
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.kernel_errors import CONVOLUTION as CONVOLUTION_ERRORS
+from numgeom.ops.kernel_errors import CONVOLUTION_BACKWARD
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.traits import Autocast, Product, Traits
 
 aten = torch.ops.aten
 
@@ -182,6 +185,12 @@ CONVOLUTION: tuple[Op, ...]  = (
         second_order=_second_order,
         doubt=None,
         kinks=NO_KINKS,
+        traits=Traits(
+            product=Product(0, 1, added=2),
+            adds=True,
+            autocast=Autocast.LOW,
+            kernel=CONVOLUTION_ERRORS,
+        ),
         source=_SOURCE,
         examples=(
             example(normal(2, 3, 5, 4), normal(2, 3, 3, 2), normal(2), *_PLAIN),
@@ -203,6 +212,7 @@ CONVOLUTION: tuple[Op, ...]  = (
         second_order=_backward_second_order,
         doubt=None,
         kinks=NO_KINKS,
+        traits=Traits(adds=True, autocast=Autocast.LOW, kernel=CONVOLUTION_BACKWARD),
         source=_SOURCE,
         examples=(
             example(normal(2, 2, 3, 3), normal(2, 3, 5, 4), normal(2, 3, 3, 2), [2], *_PLAIN, _ALL),

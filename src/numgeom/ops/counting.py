@@ -27,6 +27,7 @@ from numgeom.ops.drawing import whole_numbers
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, given, normal, uniform
 from numgeom.ops.kinks import Kinks, Where
+from numgeom.ops.traits import Traits
 
 _ROUNDINGS = 32.0
 
@@ -97,6 +98,7 @@ COUNTING: tuple[Op, ...] = (
         second_order=None,
         doubt=_doubt,
         kinks=Kinks(Where.BOUND, "the edges of the bins", jumps=True),
+        traits=Traits(piecewise_constant=True, nondeterministic_on_cuda=True),
         source="a decision per entry; edges by comparison of balls",
         examples=(
             example(normal(40), 6, -1.5, 2.0),

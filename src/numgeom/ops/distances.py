@@ -36,7 +36,7 @@ from numgeom.ops.balls import filled, unknown_unless_finite
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import Maker, example, normal
 from numgeom.ops.kinks import Kinks, Where
-from numgeom.ops.moments import norm_remainder
+from numgeom.ops.vector_norms import norm_remainder
 
 _MANY_POINTS = 25  # aten/src/ATen/native/Distance.cpp: beyond it p = 2 takes the products way
 

@@ -24,6 +24,7 @@ from numgeom.ops.derivatives import ELEMENTARY, Derivatives
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.intervals import Interval, elementary_error
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.traits import NO_TRAITS, Traits
 
 MEASURED = "numgeom.arithmetic.accuracy (measured)"
 IEEE = "IEEE 754: correctly rounded"
@@ -177,6 +178,7 @@ def smooth_unary(
     examples: tuple[Example, ...],
     width: float = math.inf,
     domain: str = "the reals",
+    traits: Traits = NO_TRAITS,
 ) -> Op:
     """An op of one tensor whose two derivatives can be enclosed over a box.
 
@@ -210,6 +212,7 @@ def smooth_unary(
         domain=domain,
         source=source,
         examples=examples,
+        traits=traits,
     )
 
 
@@ -242,7 +245,7 @@ def with_known_points(
     return bound
 
 
-def elementary(name: str, *examples: Example, op: str = "") -> Op:
+def elementary(name: str, *examples: Example, op: str = "", traits: Traits = NO_TRAITS) -> Op:
     """The entry of an elementary function; `op` is the op's name if it is another one."""
     function = ELEMENTARY[name]
     return smooth_unary(
@@ -253,6 +256,7 @@ def elementary(name: str, *examples: Example, op: str = "") -> Op:
         examples=examples,
         width=function.width,
         domain=function.domain,
+        traits=traits,
     )
 
 

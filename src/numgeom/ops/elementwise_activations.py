@@ -25,7 +25,9 @@ from numgeom.ops.entry import Bound, Evaluation, Op
 from numgeom.ops.examples import example, given, normal, unary_examples, uniform
 from numgeom.ops.intervals import Interval
 from numgeom.ops.jets import Jet
+from numgeom.ops.kernel_errors import THREE_STEPS
 from numgeom.ops.kinks import AT_ZERO, NO_KINKS, Kinks, Where
+from numgeom.ops.traits import Autocast, Traits
 
 INF = math.inf
 SQRT_HALF = 0.70710678118654752440084436210485
@@ -246,12 +248,15 @@ def _shrink_rounding(call: Evaluation) -> Bound:
 _X = ("self",)
 _ZERO = ((0.0, 0.0),)
 
+_STEPS = Traits(kernel=THREE_STEPS)
+
 ACTIVATIONS: tuple[Op, ...] = (
     composite(
         "gelu",
         Formula(_X, _gelu),
         rounding=measured(_gelu_name, points=(*_ZERO, (INF, INF))),
         kinks=NO_KINKS,
+        traits=_STEPS,
         source=MEASURED,
         examples=(
             *unary_examples(-4.0, 4.0, (20.0, -30.0, 1e-20)),
@@ -263,6 +268,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         Formula(_X, _silu),
         rounding=measured("silu", points=(*_ZERO, (INF, INF))),
         kinks=NO_KINKS,
+        traits=_STEPS,
         source=MEASURED,
         examples=unary_examples(-4.0, 4.0, (40.0, -40.0, 1e-20, -700.0)),
     ),
@@ -271,6 +277,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         Formula(_X, _mish),
         rounding=measured("mish", points=_ZERO),
         kinks=NO_KINKS,
+        traits=_STEPS,
         source=MEASURED,
         examples=unary_examples(-4.0, 4.0, (40.0, -40.0, 1e-20)),
     ),
@@ -278,7 +285,8 @@ ACTIVATIONS: tuple[Op, ...] = (
         "softplus",
         Formula(_X, _softplus, _softplus_doubt, _softplus_jump),
         rounding=measured(_softplus_name, points=((-INF, 0.0), (INF, INF))),
-        kinks=Kinks(Where.BOUND, "at the threshold, where it jumps", jumps=True),
+        kinks=Kinks(Where.BOUND, "at the threshold, where it jumps", jumps=True, slight=True),
+        traits=Traits(kernel=THREE_STEPS, autocast=Autocast.WIDE_ON_CUDA),
         source=MEASURED,
         examples=(
             *unary_examples(-4.0, 4.0, (20.0, 20.000001, 30.0, -40.0)),
@@ -292,6 +300,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         kinks=Kinks(
             Where.ZERO, "at 0, of the second derivative; of the first one unless alpha = 1"
         ),
+        traits=_STEPS,
         source=MEASURED,
         examples=(
             *unary_examples(-3.0, 3.0, (-40.0, 1e-20, -1e-20)),
@@ -303,7 +312,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         "celu",
         Formula(_X, _celu, _zero_doubt),
         rounding=measured(_celu_name, points=_ZERO),
-        kinks=Kinks(Where.ZERO, "at 0, of the second derivative"),
+        kinks=Kinks(Where.ZERO, "at 0, of the second derivative", order=2),
         source=MEASURED,
         examples=(
             *unary_examples(-3.0, 3.0, (-40.0, 1e-20, -1e-20)),
@@ -344,6 +353,7 @@ ACTIVATIONS: tuple[Op, ...] = (
             rounding=_shrink_rounding if name == "softshrink" else None,
             kinks=Kinks(Where.BOUND, "where |x| is the bound", jumps=name == "hardshrink"),
             source="IEEE 754: at most one sum",
+            traits=Traits(chooses=name == "hardshrink"),
             examples=(
                 *unary_examples(-1.0, 1.0, (0.5, -0.5, 0.25, 1e300)),
                 example(normal(6), 0.1, label="bound"),
@@ -356,6 +366,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         Formula(("grad_output", "output"), _tanh_backward),
         rounding=_tanh_backward_rounding,
         kinks=NO_KINKS,
+        traits=Traits(activation_backward=True, kernel=THREE_STEPS),
         source=_RUNNING,
         examples=(
             example(normal(12), uniform(-1.0, 1.0, 12)),
@@ -367,6 +378,7 @@ ACTIVATIONS: tuple[Op, ...] = (
         Formula(("grad_output", "output"), _sigmoid_backward),
         rounding=_sigmoid_backward_rounding,
         kinks=NO_KINKS,
+        traits=Traits(activation_backward=True, kernel=THREE_STEPS),
         source=_RUNNING,
         examples=(
             example(normal(12), uniform(0.0, 1.0, 12)),

@@ -42,6 +42,7 @@ from numgeom.ops.examples import (
     whole,
 )
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.traits import Moves, Places, Product, Traits
 
 SMALLEST_NORMAL = 2.0**-1022
 
@@ -226,6 +227,7 @@ def _sum(name: str) -> Op:
         kinks=NO_KINKS,
         source=IEEE,
         examples=_SUMS,
+        traits=Traits(adds=True),
     )
 
 
@@ -238,6 +240,7 @@ MULTIPLICATION = Op(
     doubt=doubt_of_integers,
     kinks=NO_KINKS,
     source=IEEE,
+    traits=Traits(product=Product()),
     examples=(
         *binary_examples(),
         *_INFINITE,
@@ -262,6 +265,7 @@ ARITHMETIC: tuple[Op, ...] = (
         doubt=doubt_of_integers,
         kinks=NO_KINKS,
         source="IEEE 754: changes the sign bit",
+        traits=Traits(moves=Moves(Places.ONCE, in_order=True, signed=True), entrywise=True),
         examples=(*unary_examples(-2.0, 2.0, NASTY), example(whole(3, 0, -1))),
     ),
     MULTIPLICATION,

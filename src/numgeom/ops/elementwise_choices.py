@@ -36,6 +36,7 @@ from numgeom.ops.examples import (
     whole,
 )
 from numgeom.ops.kinks import AT_ZERO, Kinks, Where
+from numgeom.ops.traits import Traits
 
 _KINK = (1.0, -1.0, 0.5, *NASTY)
 _EXACT = "computed exactly: picks one of its arguments"
@@ -123,7 +124,12 @@ def _number(value: float) -> Operand:
 
 
 def _choice_op(
-    name: str, choose: Chooser, kinks: Kinks, examples: tuple[Example, ...], *, kind: Kind
+    name: str,
+    choose: Chooser,
+    kinks: Kinks,
+    examples: tuple[Example, ...],
+    *,
+    chooses: bool = True,
 ) -> Op:
     def spread(call: Evaluation) -> Bound:
         if is_decision(call.y):
@@ -143,7 +149,7 @@ def _choice_op(
 
     return Op(
         name=name,
-        kind=kind,
+        kind=Kind.SELECTION,
         rounding=None,
         spread=spread,
         second_order=None,
@@ -151,6 +157,7 @@ def _choice_op(
         kinks=kinks,
         source=_EXACT,
         examples=examples,
+        traits=Traits(chooses=chooses, entrywise=True),
     )
 
 
@@ -258,14 +265,13 @@ _ONE_BOUND = (
 _AT_THE_BOUNDS = Kinks(Where.BOUND, "at the bounds")
 _AT_THE_BOUND = Kinks(Where.EQUAL, "at the bound", inputs=(0, 1))
 CHOICES: tuple[Op, ...] = (
-    _choice_op("relu", _relu, AT_ZERO, unary_examples(-1.0, 1.0, _KINK), kind=Kind.SELECTION),
+    _choice_op("relu", _relu, AT_ZERO, unary_examples(-1.0, 1.0, _KINK)),
     *(
         _choice_op(
             name,
             pick,
             Kinks(Where.EQUAL, "where both are equal", inputs=(0, 1)),
             (*binary_examples(), *_ties),
-            kind=Kind.SELECTION,
         )
         for name, pick in (
             ("maximum", _maximum),
@@ -280,12 +286,10 @@ CHOICES: tuple[Op, ...] = (
             ),
         )
     ),
-    _choice_op(
-        "clamp", _clamp, replace(_AT_THE_BOUNDS, inputs=(0, 1, 2)), _CLAMPS, kind=Kind.SELECTION
-    ),
-    _choice_op("clamp_min", _clamp, _AT_THE_BOUND, _ONE_BOUND, kind=Kind.SELECTION),
-    _choice_op("clamp_max", _clamp, _AT_THE_BOUND, _ONE_BOUND, kind=Kind.SELECTION),
-    _choice_op("hardtanh", _clamp, _AT_THE_BOUNDS, _TANH_LIKE, kind=Kind.SELECTION),
+    _choice_op("clamp", _clamp, replace(_AT_THE_BOUNDS, inputs=(0, 1, 2)), _CLAMPS, chooses=False),
+    _choice_op("clamp_min", _clamp, _AT_THE_BOUND, _ONE_BOUND, chooses=False),
+    _choice_op("clamp_max", _clamp, _AT_THE_BOUND, _ONE_BOUND, chooses=False),
+    _choice_op("hardtanh", _clamp, _AT_THE_BOUNDS, _TANH_LIKE, chooses=False),
     Op(
         name="abs",
         kind=Kind.ELEMENTWISE,
@@ -294,6 +298,7 @@ CHOICES: tuple[Op, ...] = (
         second_order=None,
         doubt=_abs_doubt,
         kinks=AT_ZERO,
+        traits=Traits(chooses=True, entrywise=True),
         source="IEEE 754: clears the sign bit",
         examples=(*unary_examples(-1.0, 1.0, _KINK), example(whole(3, -1, 0))),
     ),
@@ -305,6 +310,7 @@ CHOICES: tuple[Op, ...] = (
         second_order=None,
         doubt=_threshold_doubt,
         kinks=Kinks(Where.EQUAL, "at the threshold, where it jumps", inputs=(0, 1), jumps=True),
+        traits=Traits(entrywise=True),
         source=_EXACT,
         examples=(
             example(normal(12), 0.1, 20.0),
@@ -320,6 +326,7 @@ CHOICES: tuple[Op, ...] = (
         second_order=None,
         doubt=_leaky_doubt,
         kinks=AT_ZERO,
+        traits=Traits(entrywise=True),
         source="IEEE 754: one product",
         examples=(
             example(normal(12)),

@@ -34,7 +34,9 @@ from numgeom.ops.elementwise_arithmetic import (
 from numgeom.ops.elementwise_division import quotient_remainder, quotient_spread
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, given, normal, scalar, uniform
+from numgeom.ops.kernel_errors import THREE_STEPS
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.traits import Traits
 
 
 def _compound(call: Evaluation) -> tuple[Operand, Operand, Operand, float]:
@@ -137,6 +139,7 @@ COMPOUND: tuple[Op, ...] = (
         multiplicity=lambda call: repeats(call, (1, 2)),
         doubt=doubt_of_integers,
         kinks=NO_KINKS,
+        traits=Traits(adds=True),
         source=_SOURCE,
         examples=(
             example(normal(12), normal(12), normal(12)),
@@ -156,6 +159,7 @@ COMPOUND: tuple[Op, ...] = (
         doubt=None,
         kinks=NO_KINKS,
         domain="divisor not 0",
+        traits=Traits(kernel=THREE_STEPS),
         source=_SOURCE,
         examples=(
             example(normal(12), normal(12), uniform(0.5, 3.0, 12)),
@@ -176,6 +180,7 @@ COMPOUND: tuple[Op, ...] = (
         multiplicity=lambda call: repeats(call, (0, 2), (1, 2)),
         doubt=None,
         kinks=NO_KINKS,
+        traits=Traits(adds=True, kernel=THREE_STEPS),
         source=_SOURCE,
         examples=(
             example(normal(12), normal(12), uniform(0.0, 1.0, 12)),

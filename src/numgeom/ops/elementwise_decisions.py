@@ -14,6 +14,7 @@ from numgeom.ops.elementwise import operand
 from numgeom.ops.entry import Evaluation, Kind, Op
 from numgeom.ops.examples import NASTY, binary_examples, example, given, mask, normal, whole
 from numgeom.ops.kinks import NO_KINKS, Kinks, Where
+from numgeom.ops.traits import Traits
 
 
 def _comparison_doubt(call: Evaluation) -> Tensor | None:
@@ -46,6 +47,7 @@ def _decision(name: str) -> Op:
         doubt=_comparison_doubt,
         kinks=Kinks(Where.EQUAL, "where both sides are equal", inputs=(0, 1), jumps=True),
         source="IEEE 754: comparisons are exact",
+        traits=Traits(piecewise_constant=True),
         examples=(
             *binary_examples(),
             example(given(1.0, 2.0, 3.0, -0.0), given(1.0, 2.5, 2.0, 0.0), label="ties"),
@@ -68,6 +70,7 @@ def _classification(name: str) -> Op:
         doubt=_classification_doubt,
         kinks=NO_KINKS,
         source="IEEE 754",
+        traits=Traits(piecewise_constant=True),
         examples=(
             example(given(*NASTY)),
             example(given(math.inf, -math.inf, 0.0), label="infinite"),

@@ -41,6 +41,7 @@ from numgeom.ops.elementwise_steps import whole_quotient_rounding, whole_quotien
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, given, normal, scalar, uniform, whole
 from numgeom.ops.kinks import Kinks, Where
+from numgeom.ops.traits import Poles, Traits
 
 
 def quotient_spread(a: Operand, b: Operand) -> Tensor:
@@ -174,6 +175,8 @@ def _is_rounded(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return kwargs.get("rounding_mode") is not None
 
 
+_DIVISOR = Poles(argument=1, at_zero=True, may_overflow=True)
+
 DIVISION: tuple[Op, ...] = (
     Op(
         name="div",
@@ -191,6 +194,7 @@ DIVISION: tuple[Op, ...] = (
         ),
         domain="divisor not 0",
         source=_DIVISION,
+        traits=Traits(poles=_DIVISOR),
         multiplicity=lambda call: repeats(call, (0, 1), (1, 1)),
         examples=(*_DIVISORS, *_WHOLE),
     ),
@@ -204,6 +208,7 @@ DIVISION: tuple[Op, ...] = (
         kinks=Kinks(Where.WHOLE, "where the quotient is a whole number", inputs=(0, 1), jumps=True),
         domain="divisor not 0",
         source="IEEE 754; fmod is exact (C11, F.10.7.1)",
+        traits=Traits(poles=_DIVISOR),
         examples=(
             example(given(7.0, -7.0, 6.0, 0.3, -0.0), given(2.0, 2.0, 3.0, 0.1, 5.0)),
             example(normal(8, scale=5.0), uniform(0.3, 2.0, 8)),

@@ -16,6 +16,7 @@ from numgeom.ops.elementwise_choices import sides_of
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import NASTY, example, given, normal
 from numgeom.ops.kinks import Kinks, Where
+from numgeom.ops.traits import Traits
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +118,7 @@ def _gate(
         kinks=kinks,
         source=source,
         examples=examples,
+        traits=Traits(activation_backward=True, chooses=not scales),
     )
 
 

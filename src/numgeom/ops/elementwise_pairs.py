@@ -23,6 +23,7 @@ from numgeom.ops.examples import example, given, normal, unary_examples, uniform
 from numgeom.ops.intervals import Interval, constant, reciprocal
 from numgeom.ops.jets import Jet
 from numgeom.ops.kinks import NO_KINKS, Kinks, Where, smooth
+from numgeom.ops.traits import Poles, Traits
 
 
 def _logaddexp(call: Evaluation, a: Jet, b: Jet) -> Jet:
@@ -143,6 +144,7 @@ PAIRS: tuple[Op, ...] = (
         Formula(_TWO, _hypot),
         rounding=measured("hypot", count=2),
         kinks=Kinks(Where.TIP, "at the origin", inputs=(0, 1)),
+        traits=Traits(poles=Poles(of_value=False)),
         source=MEASURED,
         examples=(
             example(normal(12), normal(12)),
@@ -156,6 +158,7 @@ PAIRS: tuple[Op, ...] = (
         rounding=_atan2_rounding,
         kinks=Kinks(Where.CUT, "on the negative axis, where it jumps", inputs=(0, 1), jumps=True),
         domain="not the origin",
+        traits=Traits(poles=Poles(of_value=False)),
         source=MEASURED,
         examples=(
             example(normal(12), normal(12)),
@@ -169,6 +172,7 @@ PAIRS: tuple[Op, ...] = (
         rounding=_xlogy_rounding,
         kinks=NO_KINKS,
         domain="y > 0, or x = 0",
+        traits=Traits(poles=Poles(argument=1)),
         source=MEASURED,
         examples=(
             example(normal(12), uniform(0.1, 3.0, 12)),
@@ -184,6 +188,7 @@ PAIRS: tuple[Op, ...] = (
         second_order=None,
         doubt=_finite_doubt,
         kinks=smooth("none: a finite number is passed on"),
+        traits=Traits(entrywise=True),
         source=IEEE,
         examples=unary_examples(-1.0, 1.0, (math.inf, -math.inf, 1e300)),
     ),

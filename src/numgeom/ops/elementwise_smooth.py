@@ -5,6 +5,7 @@ suprema over the box of errors itself: no global constants.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,7 +31,9 @@ from numgeom.ops.elementwise_arithmetic import correctly_rounded_product
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import NASTY, example, given, normal, unary_examples, uniform, whole
 from numgeom.ops.intervals import Interval, elementary_error, reciprocal
+from numgeom.ops.kernel_errors import THREE_STEPS
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.traits import NO_TRAITS, Autocast, Poles, Traits
 
 INF = math.inf
 
@@ -38,7 +41,7 @@ INF = math.inf
 # ------------------------------------------------------------------------ squares and reciprocals
 
 
-def _one_rounding(name: str) -> Op:
+def _one_rounding(name: str, traits: Traits = NO_TRAITS) -> Op:
     """The entry of x * x or 1 / x: one IEEE operation if torch computes it so, else as measured."""
     measured = {"square": "pow(2)", "reciprocal": "reciprocal"}[name]
     function = ELEMENTARY[name]
@@ -61,6 +64,7 @@ def _one_rounding(name: str) -> Op:
         source=f"IEEE 754 where one operation gives the same, else {MEASURED}",
         examples=unary_examples(0.3, 3.0, (*NASTY, INF, -INF)),
         domain=function.domain,
+        traits=traits,
     )
 
 
@@ -203,17 +207,38 @@ _POWERS: tuple[Example, ...] = (
     example(normal(0), 2, label="empty"),
 )
 
+_WIDE = Traits(autocast=Autocast.WIDE_ON_CUDA)
+_POLES = Traits(poles=Poles())
+_AT_ZERO = Traits(poles=Poles(at_zero=True))
+
 SMOOTH: tuple[Op, ...] = (
-    elementary("exp", *unary_examples(-30.0, 5.0, (-INF, INF, 800.0, -800.0, -740.0, 700.0))),
+    elementary(
+        "exp", *unary_examples(-30.0, 5.0, (-INF, INF, 800.0, -800.0, -740.0, 700.0)), traits=_WIDE
+    ),
     elementary("exp2", *unary_examples(-30.0, 5.0, (-INF, INF, 1.0, -1070.0))),
     elementary("expm1", *unary_examples(-3.0, 3.0, (-INF, INF, 1e-20, -50.0))),
-    elementary("log", *unary_examples(1e-3, 3.0, (1.0, INF, -1.0, 5e-324, 1e300))),
-    elementary("log2", *unary_examples(1e-3, 3.0, (1.0, 2.0, INF, -1.0, 1e300))),
-    elementary("log10", *unary_examples(1e-3, 3.0, (1.0, 10.0, INF, -1.0, 1e300))),
-    elementary("log1p", *unary_examples(-0.9, 3.0, (-1.0, 1e-20, -2.0, 1e300))),
-    elementary("sqrt", *unary_examples(1e-3, 3.0, (1.0, INF, -1.0, 5e-324, 1e300))),
-    elementary("rsqrt", *unary_examples(1e-3, 3.0, (1.0, INF, -1.0, 1e-300, 1e300))),
-    _one_rounding("reciprocal"),
+    elementary(
+        "log",
+        *unary_examples(1e-3, 3.0, (1.0, INF, -1.0, 5e-324, 1e300)),
+        traits=replace(_AT_ZERO, autocast=Autocast.WIDE_ON_CUDA),
+    ),
+    elementary("log2", *unary_examples(1e-3, 3.0, (1.0, 2.0, INF, -1.0, 1e300)), traits=_AT_ZERO),
+    elementary("log10", *unary_examples(1e-3, 3.0, (1.0, 10.0, INF, -1.0, 1e300)), traits=_AT_ZERO),
+    elementary("log1p", *unary_examples(-0.9, 3.0, (-1.0, 1e-20, -2.0, 1e300)), traits=_POLES),
+    elementary(
+        "sqrt", *unary_examples(1e-3, 3.0, (1.0, INF, -1.0, 5e-324, 1e300)), traits=_AT_ZERO
+    ),
+    elementary(
+        "rsqrt",
+        *unary_examples(1e-3, 3.0, (1.0, INF, -1.0, 1e-300, 1e300)),
+        traits=Traits(
+            normalizes=True,
+            poles=Poles(at_zero=True),
+            autocast=Autocast.WIDE_ON_CUDA,
+            kernel=THREE_STEPS,
+        ),
+    ),
+    _one_rounding("reciprocal", Traits(poles=Poles(at_zero=True, may_overflow=True))),
     _one_rounding("square"),
     Op(
         name="pow",
@@ -224,28 +249,39 @@ SMOOTH: tuple[Op, ...] = (
         doubt=doubt_of_integers,
         kinks=NO_KINKS,
         domain="x > 0, or a whole exponent",
+        traits=Traits(
+            poles=Poles(at_zero=True, may_overflow=True),
+            autocast=Autocast.WIDE_ON_CUDA,
+            kernel=THREE_STEPS,
+        ),
         source=MEASURED,
         multiplicity=lambda call: repeats(call, (0, 0), (0, 1), (1, 1)),
         examples=_POWERS,
     ),
     elementary("sin", *unary_examples(-7.0, 7.0, (1e5, 1e22, 3.141592653589793))),
     elementary("cos", *unary_examples(-7.0, 7.0, (1e5, 1e22, 1.5707963267948966))),
-    elementary("tan", *unary_examples(-1.4, 1.4, (1e5, 1.5707963267948966))),
-    elementary("asin", *unary_examples(-0.95, 0.95, (1.0, -1.0, 2.0, 0.9999999))),
-    elementary("acos", *unary_examples(-0.95, 0.95, (1.0, -1.0, 2.0, 0.9999999))),
+    elementary("tan", *unary_examples(-1.4, 1.4, (1e5, 1.5707963267948966)), traits=_POLES),
+    elementary("asin", *unary_examples(-0.95, 0.95, (1.0, -1.0, 2.0, 0.9999999)), traits=_POLES),
+    elementary("acos", *unary_examples(-0.95, 0.95, (1.0, -1.0, 2.0, 0.9999999)), traits=_POLES),
     elementary("atan", *unary_examples(-3.0, 3.0, (1e10, 1e-200))),
     elementary("sinh", *unary_examples(-3.0, 3.0, (INF, -INF, 700.0, 1e-20, 800.0))),
     elementary("cosh", *unary_examples(-3.0, 3.0, (INF, -INF, 700.0, 1e-20, 800.0))),
     elementary("tanh", *unary_examples(-3.0, 3.0, (INF, -INF, 20.0, -400.0, 1e-20))),
     elementary("asinh", *unary_examples(-3.0, 3.0, (INF, -INF, 1e200, 1e-20))),
-    elementary("acosh", *unary_examples(1.1, 4.0, (1.0, INF, 1e200, 1.0000001))),
-    elementary("atanh", *unary_examples(-0.95, 0.95, (1.0, 2.0, 0.9999999, 1e-20))),
-    elementary("sigmoid", *unary_examples(-4.0, 4.0, (INF, -INF, 40.0, -40.0, -745.0, -720.0))),
+    elementary("acosh", *unary_examples(1.1, 4.0, (1.0, INF, 1e200, 1.0000001)), traits=_POLES),
+    elementary("atanh", *unary_examples(-0.95, 0.95, (1.0, 2.0, 0.9999999, 1e-20)), traits=_POLES),
+    elementary(
+        "sigmoid",
+        *unary_examples(-4.0, 4.0, (INF, -INF, 40.0, -40.0, -745.0, -720.0)),
+        traits=Traits(kernel=THREE_STEPS),
+    ),
     elementary("erf", *unary_examples(-3.0, 3.0, (INF, -INF, 6.0, 1e-20, 40.0))),
     elementary("erfc", *unary_examples(-3.0, 3.0, (INF, -INF, 26.0, 1e-20))),
-    elementary("erfinv", *unary_examples(-0.95, 0.95, (1.0, 2.0, 0.9999999, 1e-20))),
-    elementary("lgamma", *unary_examples(0.1, 6.0, (1.0, 2.0, 1e-10, 1e100))),
-    elementary("digamma", *unary_examples(0.1, 6.0, (1.4616321449683622, 1e-10, 1e100))),
+    elementary("erfinv", *unary_examples(-0.95, 0.95, (1.0, 2.0, 0.9999999, 1e-20)), traits=_POLES),
+    elementary("lgamma", *unary_examples(0.1, 6.0, (1.0, 2.0, 1e-10, 1e100)), traits=_POLES),
+    elementary(
+        "digamma", *unary_examples(0.1, 6.0, (1.4616321449683622, 1e-10, 1e100)), traits=_POLES
+    ),
     elementary("i0", *unary_examples(-4.0, 4.0, (30.0, 1e-20))),
     elementary("i1", *unary_examples(-4.0, 4.0, (30.0, 1e-20)), op="special_i1"),
 )

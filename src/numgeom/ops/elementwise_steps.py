@@ -24,6 +24,7 @@ from numgeom.ops.entry import Bound, Evaluation, Fact, Kind, Op
 from numgeom.ops.examples import example, given, normal, unary_examples, uniform, whole
 from numgeom.ops.intervals import Interval
 from numgeom.ops.kinks import Kinks, Where
+from numgeom.ops.traits import Poles, Traits
 
 
 def whole_quotients(a: Operand, b: Operand, mode: str) -> tuple[Tensor, Tensor]:
@@ -104,6 +105,7 @@ def _step(name: str, kinks: Kinks, *, rounding: Fact | None = None) -> Op:
         doubt=_step_doubt,
         kinks=kinks,
         source="IEEE 754: exact",
+        traits=Traits(piecewise_constant=True),
         examples=(
             *unary_examples(-3.0, 3.0, (0.5, -0.5, 1.5, 2.0, -3.0, 1e17, 4.999999999999999)),
             example(whole(3, -1, 0), label="integers"),
@@ -174,6 +176,7 @@ def _remainder(name: str) -> Op:
         kinks=Kinks(Where.WHOLE, "where the quotient is a whole number", inputs=(0, 1), jumps=True),
         domain="divisor not 0",
         source="fmod is exact (C11, F.10.7.1)",
+        traits=Traits(poles=Poles(argument=1, at_zero=True, may_overflow=True)),
         examples=(
             example(normal(12, scale=4.0), uniform(0.5, 2.0, 12)),
             example(given(7.0, -7.0, 6.0, 0.3, 1e10), given(2.0, -2.0, 3.0, 0.1, 3.0)),

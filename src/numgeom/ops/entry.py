@@ -7,13 +7,14 @@ nothing is known.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from torch import Tensor
 
 from numgeom.ops.kinks import Kinks
+from numgeom.ops.traits import NO_TRAITS, Traits
 
 Bound = Tensor | None  # None: exactly zero everywhere
 
@@ -111,6 +112,7 @@ class Op:
         domain: Where f is defined over the reals.
         source: Where the constants come from.
         examples: What the laws are tried on.
+        traits: What the op does with its arguments, apart from how it rounds.
         complex_too: Whether the facts hold for complex entries, of which nothing but "certain" or
             "in doubt" is ever known. Without it a call with complex entries has no rule.
     """
@@ -127,10 +129,15 @@ class Op:
     domain: str = "the reals"
     multiplicity: Callable[[Evaluation], float] = lambda call: 1.0
     complex_too: bool = False
+    traits: Traits = NO_TRAITS
 
     def applies_to(self, call: Evaluation) -> bool:
         """Whether the facts hold for this call; if not, the call has no rule."""
         return self.complex_too or not _is_complex((call.y, call.args, call.kwargs))
+
+    def with_traits(self, **more: Any) -> "Op":
+        """The same entry, with further traits."""
+        return replace(self, traits=replace(self.traits, **more))
 
     def rounding_of(self, call: Evaluation) -> Any:
         """The rounding of a call; None: exact."""

@@ -15,6 +15,7 @@ from numgeom.ops.drawing import wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.traits import Traits
 
 
 def _filled(name: str, *examples: Example, source: str = "exact: a stated number") -> Op:
@@ -28,6 +29,7 @@ def _filled(name: str, *examples: Example, source: str = "exact: a stated number
         kinks=NO_KINKS,
         source=source,
         complex_too=True,
+        traits=Traits(stays=True),
         examples=examples,
     )
 

@@ -27,6 +27,7 @@ from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kinks import GIVEN_INDICES, GIVEN_MASK, Kinks, Where
 from numgeom.ops.movement import moved_doubts, moved_radii
+from numgeom.ops.traits import REPEATS, Moves, Places, Traits
 
 aten = torch.ops.aten
 
@@ -43,6 +44,7 @@ def _picking(name: str, *examples: Example, index: int) -> Op:
         kinks=GIVEN_INDICES,
         source="exact: entries are copied",
         examples=examples,
+        traits=Traits(moves=Moves(Places.ANY, by_index=True)),
     )
 
 
@@ -161,6 +163,7 @@ INDEXING: tuple[Op, ...] = (
         doubt=_index_fill_doubt,
         kinks=GIVEN_INDICES,
         source="exact: entries are copied",
+        traits=Traits(moves=Moves(Places.ANY, data=(0, 3))),
         examples=(
             example(wild(3, 4), 1, integers(0, 4, 2), 0.5),
             example(wild(3, 4), 0, integers(0, 3, 2), normal()),
@@ -175,6 +178,7 @@ INDEXING: tuple[Op, ...] = (
         doubt=_masked_select_doubt,
         kinks=GIVEN_MASK,
         source="exact: entries are copied",
+        traits=Traits(moves=REPEATS),
         examples=(example(wild(3, 4), booleans(3, 4)), example(wild(3, 4), booleans(4))),
     ),
     Op(
@@ -185,6 +189,7 @@ INDEXING: tuple[Op, ...] = (
         second_order=None,
         doubt=_nonzero_doubt,
         kinks=Kinks(Where.ZERO, "x = 0", jumps=True),
+        traits=Traits(piecewise_constant=True),
         source="exact: a decision",
         examples=(
             example(integers(-1, 2, 3, 4)),

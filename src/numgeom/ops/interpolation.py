@@ -32,6 +32,7 @@ from numgeom.ops.examples import example, normal
 from numgeom.ops.interpolation_weights import Weights, cubic_weights, linear_weights
 from numgeom.ops.kinks import NO_KINKS
 from numgeom.ops.movement import movement
+from numgeom.ops.traits import REPEATS, Traits
 
 
 def _dimensions(call: Evaluation) -> list[Weights]:
@@ -90,6 +91,7 @@ def _linear(name: str, *examples: Example) -> Op:
         second_order=None,
         doubt=None,
         kinks=NO_KINKS,
+        traits=Traits(adds=True),
         source="weighted sum of n terms in any order (Higham 2002, sec. 3.1)",
         examples=examples,
     )
@@ -99,7 +101,7 @@ def _nearest(name: str) -> Any:
     sizes = [5, 7, 2]
     n = int(name[-2])
     return (
-        movement(name, example(wild(1, 2, *[3] * n), sizes[:n])),
+        movement(name, example(wild(1, 2, *[3] * n), sizes[:n]), moves=REPEATS),
         accumulation(
             f"{name}_backward",
             example(normal(1, 2, *sizes[:n]), sizes[:n], [1, 2, *[3] * n]),
@@ -123,16 +125,18 @@ INTERPOLATION: tuple[Op, ...] = (
         example(normal(1, 1, 5, 4), [2, 1], False),
     ),
     _linear("upsample_trilinear3d", example(normal(1, 1, 2, 3, 2), [3, 4, 4], False)),
-    _linear("upsample_linear1d_backward", example(normal(1, 2, 7), [7], [1, 2, 4], False)),
+    _linear(
+        "upsample_linear1d_backward", example(normal(1, 2, 7), [7], [1, 2, 4], False)
+    ).with_traits(nondeterministic_on_cuda=True),
     _linear(
         "upsample_bilinear2d_backward",
         example(normal(1, 1, 5, 8), [5, 8], [1, 1, 3, 4], False),
         example(normal(1, 1, 2, 2), [2, 2], [1, 1, 4, 3], True),
-    ),
+    ).with_traits(nondeterministic_on_cuda=True),
     _linear(
         "upsample_trilinear3d_backward",
         example(normal(1, 1, 3, 4, 4), [3, 4, 4], [1, 1, 2, 3, 2], False),
-    ),
+    ).with_traits(nondeterministic_on_cuda=True),
     _linear(
         "upsample_bicubic2d",
         example(normal(1, 2, 4, 5), [7, 3], False),
@@ -144,7 +148,7 @@ INTERPOLATION: tuple[Op, ...] = (
         "upsample_bicubic2d_backward",
         example(normal(1, 1, 5, 8), [5, 8], [1, 1, 3, 4], False),
         example(normal(1, 1, 2, 2), [2, 2], [1, 1, 4, 3], True),
-    ),
+    ).with_traits(nondeterministic_on_cuda=True),
     *(
         op
         for kind in ("upsample_nearest", "_upsample_nearest_exact")

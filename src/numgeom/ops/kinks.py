@@ -42,6 +42,8 @@ class Kinks:
         inputs: Positions of the arguments whose values decide; two of them for `EQUAL`, whose
             second may be a number.
         jumps: Whether the value itself jumps there, not its slope alone.
+        order: The first derivative that is not continuous there: 1, or 2 where the slope still is.
+        slight: Whether what jumps there is far below the roundings of float32.
         occurs: Whether a call with these arguments (tensors, graph nodes or numbers) has kinks at
             all: `div` has them if it is asked to round.
     """
@@ -50,12 +52,20 @@ class Kinks:
     sentence: str
     inputs: tuple[int, ...] = (0,)
     jumps: bool = False
+    order: int = 1
+    slight: bool = False
     occurs: Occurs = _always
 
     @property
     def smooth(self) -> bool:
         """Whether there are none, whatever the arguments."""
         return self.where is Where.NOWHERE
+
+    @property
+    def branches(self) -> bool:
+        """Whether there are two branches whose difference can be noticed."""
+        tips = (Where.NOWHERE, Where.TIP, Where.CUT)
+        return self.where not in tips and not self.slight
 
     def may_occur(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call with these arguments may be at a kink."""

@@ -21,6 +21,7 @@ from numgeom.ops.drawing import booleans, integers, whole_numbers
 from numgeom.ops.entry import Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kinks import NO_KINKS, Kinks, Where
+from numgeom.ops.traits import Traits
 
 aten = torch.ops.aten
 
@@ -82,16 +83,23 @@ def _search_doubt(call: Evaluation) -> Any:
     return low != op(*args, **call.kwargs)
 
 
-def _logic(name: str, *examples: Example, doubt: Any = _doubt, kinks: Kinks = NO_KINKS) -> Op:
+def _logic(
+    name: str,
+    *examples: Example,
+    doubt: Any = _doubt,
+    kinks: Kinks = NO_KINKS,
+    kind: Kind = Kind.ELEMENTWISE,
+) -> Op:
     return Op(
         name=name,
-        kind=Kind.ELEMENTWISE,
+        kind=kind,
         rounding=None,
         spread=None,
         second_order=None,
         doubt=doubt,
         kinks=kinks,
         source="exact: decisions",
+        traits=Traits(piecewise_constant=True),
         examples=examples,
     )
 
@@ -125,12 +133,14 @@ LOGIC: tuple[Op, ...] = (
         "bucketize",
         example(normal(5), lambda _: torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)),
         doubt=_search_doubt,
+        kind=Kind.SELECTION,
         kinks=_BOUNDARIES,
     ),
     _logic(
         "searchsorted",
         example(lambda _: torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64), normal(5)),
         doubt=_search_doubt,
+        kind=Kind.SELECTION,
         kinks=_BOUNDARIES,
     ),
 )

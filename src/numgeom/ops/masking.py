@@ -22,6 +22,7 @@ from numgeom.ops.drawing import booleans, whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kinks import GIVEN_MASK
+from numgeom.ops.traits import Moves, Places, Traits
 
 
 def pick(
@@ -126,6 +127,7 @@ MASKING: tuple[Op, ...] = (
         second_order=None,
         doubt=_doubt,
         kinks=GIVEN_MASK,
+        traits=Traits(moves=Moves(Places.ANY, data=(1, 2)), entrywise=True),
         source="exact: entries are copied",
         examples=(
             example(booleans(3, 4), wild(3, 4), wild(4)),
@@ -142,6 +144,7 @@ MASKING: tuple[Op, ...] = (
         second_order=None,
         doubt=_doubt,
         kinks=GIVEN_MASK,
+        traits=Traits(moves=Moves(Places.ANY, data=(0, 2)), entrywise=True),
         source="exact: entries are copied",
         examples=(
             example(wild(3, 4), booleans(4), float("-inf")),
@@ -157,6 +160,7 @@ MASKING: tuple[Op, ...] = (
         second_order=None,
         doubt=_scatter_doubt,
         kinks=GIVEN_MASK,
+        traits=Traits(moves=Moves(Places.ANY, data=(0, 2))),
         source="exact: entries are copied",
         examples=(example(wild(3, 4), booleans(3, 4), wild(12)),),
     ),

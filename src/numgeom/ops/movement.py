@@ -15,6 +15,7 @@ from torch import Tensor
 from numgeom.ops.balls import doubtful, real_radius, unknown
 from numgeom.ops.entry import Evaluation, Example, Kind, Op
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.traits import Moves, Traits
 
 aten = torch.ops.aten
 
@@ -22,7 +23,7 @@ aten = torch.ops.aten
 def movement(
     name: str,
     *examples: Example,
-    data: tuple[int, ...] = (0,),
+    moves: Moves,
     constants: tuple[tuple[int, str], ...] = (),
 ) -> Op:
     """Describe an op that moves entries.
@@ -30,9 +31,10 @@ def movement(
     Args:
         name: Functional name.
         *examples: What the laws are tried on.
-        data: Positions of the arguments whose entries are moved; an argument may be a list.
+        moves: Which arguments' entries are moved, and how.
         constants: Positions and names of the numbers that y is filled up with.
     """
+    data = moves.data
     return Op(
         name=name,
         kind=Kind.EXACT,
@@ -43,6 +45,7 @@ def movement(
         kinks=NO_KINKS,
         source="exact: entries are copied",
         complex_too=True,
+        traits=Traits(moves=moves),
         examples=examples,
     )
 

@@ -32,6 +32,7 @@ from numgeom.ops.drawing import whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import Maker, example, normal
 from numgeom.ops.kinks import GIVEN_INDICES, Kinks, Where
+from numgeom.ops.traits import Traits
 from numgeom.ops.windows import adaptive_windows, regular_windows
 
 
@@ -143,6 +144,7 @@ def _pool(name: str, *examples: Example) -> Op:
         doubt=_pool_doubt,
         kinks=Kinks(Where.TIE, "ties of the largest entry of a window"),
         source="exact: entries are chosen",
+        traits=Traits(chooses=True),
         examples=examples,
     )
 
@@ -157,6 +159,7 @@ def _pool_backward(name: str, indices: int, *examples: Example) -> Op:
         doubt=None,
         kinks=GIVEN_INDICES,
         source="sum of n terms in any order (Higham 2002, sec. 4.2)",
+        traits=Traits(adds=True),
         examples=examples,
     )
 
@@ -207,16 +210,16 @@ POOLING: tuple[Op, ...] = (
             [1, 1, 1],
             False,
         ),
-    ),
+    ).with_traits(nondeterministic_on_cuda=True),
     _pool_backward(
         "adaptive_max_pool2d_backward",
         2,
         _with_indices("adaptive_max_pool2d", normal(1, 1, 5, 4), [3, 3]),
-    ),
+    ).with_traits(nondeterministic_on_cuda=True),
     _pool_backward(
         "adaptive_max_pool3d_backward",
         2,
         _with_indices("adaptive_max_pool3d", normal(1, 1, 3, 4, 4), [2, 3, 3]),
     ),
-    _pool_backward("fractional_max_pool2d_backward", 4),
+    _pool_backward("fractional_max_pool2d_backward", 4).with_traits(nondeterministic_on_cuda=True),
 )

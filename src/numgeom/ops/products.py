@@ -34,6 +34,7 @@ from numgeom.ops.drawing import integers, wild
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, normal, uniform
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.traits import Autocast
 
 
 def _slices(call: Evaluation) -> tuple[Tensor, Bound, int]:
@@ -148,6 +149,6 @@ PRODUCTS: tuple[Op, ...] = (
         example(wild(2, 5), 1),
         example(normal(4)),
         example(integers(-3, 4, 5)),
-    ),
+    ).with_traits(autocast=Autocast.WIDE_ON_CUDA),
     _product("cumprod", example(normal(2, 5), 1), example(wild(4), 0)),
 )

@@ -30,7 +30,9 @@ from numgeom.ops.balls import (
 from numgeom.ops.drawing import booleans, integers, swapped, whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
+from numgeom.ops.kernel_errors import MEAN, SUM
 from numgeom.ops.kinks import NO_KINKS, Kinks, Where
+from numgeom.ops.traits import NO_TRAITS, Autocast, Traits
 
 _SUM_SOURCE = "sum of n terms in any order (Higham 2002, sec. 4.2)"
 
@@ -194,6 +196,7 @@ def _reduction(
     *examples: Example,
     doubt: Any = doubt_of_any,
     source: str = _SUM_SOURCE,
+    traits: Traits = NO_TRAITS,
 ) -> Op:
     return Op(
         name=name,
@@ -205,6 +208,7 @@ def _reduction(
         kinks=NO_KINKS,
         source=source,
         examples=examples,
+        traits=traits,
     )
 
 
@@ -218,6 +222,7 @@ def _truth(name: str, *examples: Example, kinks: Kinks = _NONZERO) -> Op:
         doubt=_truth_doubt,
         kinks=kinks,
         source="exact: a decision",
+        traits=Traits(piecewise_constant=True),
         examples=examples,
     )
 
@@ -235,6 +240,7 @@ REDUCTION: tuple[Op, ...] = (
         example(normal(0, 3), [0]),
         example(booleans(3, 4), [1]),
         example(integers(-9, 9, 3, 4), None, dtype=torch.float64),
+        traits=Traits(adds=True, sums=True, autocast=Autocast.WIDE_ON_CUDA, kernel=SUM),
     ),
     _reduction(
         "mean",
@@ -245,8 +251,16 @@ REDUCTION: tuple[Op, ...] = (
         example(normal(1)),
         example(lambda g: torch.tensor([5e-324, 5e-324, 0.0], dtype=torch.float64)),
         doubt=None,
+        traits=Traits(adds=True, sums=True, kernel=MEAN),
     ),
-    _reduction("trace", _trace_rounding, _trace_spread, example(wild(4, 6)), example(normal(9, 9))),
+    _reduction(
+        "trace",
+        _trace_rounding,
+        _trace_spread,
+        example(wild(4, 6)),
+        example(normal(9, 9)),
+        traits=Traits(adds=True),
+    ),
     _reduction(
         "cumsum",
         _cumsum_rounding,
@@ -255,6 +269,7 @@ REDUCTION: tuple[Op, ...] = (
         example(swapped(normal(40, 3)), 0),
         example(integers(-5, 5, 6), 0),
         doubt=_cumulative_doubt,
+        traits=Traits(adds=True, autocast=Autocast.WIDE_ON_CUDA, nondeterministic_on_cuda=True),
     ),
     _truth("any", example(booleans(3, 4), 1), example(whole_numbers(-1, 2, 3, 4), 1)),
     _truth("all", example(booleans(3, 4), 1), example(whole_numbers(-1, 2, 3, 4), 0, True)),

@@ -42,6 +42,7 @@ from numgeom.ops.drawing import integers, several, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kinks import GIVEN_INDICES, Kinks, Where
+from numgeom.ops.traits import Moves, Places, Traits
 
 aten = torch.ops.aten
 
@@ -237,6 +238,7 @@ def _entry(name: str, rounding: Any, spread: Any, *examples: Example, **more: An
         "kinks": GIVEN_INDICES,
         "kind": Kind.REDUCTION,
         "source": SUM_SOURCE,
+        "traits": Traits(adds=True),
     }
     return Op(name=name, rounding=rounding, spread=spread, examples=examples, **(facts | more))
 
@@ -245,9 +247,12 @@ def _padded(name: str, dims: int) -> Op:
     """The derivative of a padding, which adds up what the copies of an entry got."""
     before, behind, n = (1, 1, 2) if dims == 3 else (1, 2, 3)
     shape, padded = (1, *[n] * dims), (1, *[before + n + behind] * dims)
-    return accumulation(
+    op = accumulation(
         name, example(normal(*padded), normal(*shape), [before, behind] * dims), reals_alone=True
     )
+    # torch lists all but the reflection of images.
+    listed = name != "reflection_pad2d_backward"
+    return op.with_traits(nondeterministic_on_cuda=listed)
 
 
 _TWICE = several(lambda _: torch.tensor([0, 2, 0, 2, 2]))
@@ -266,16 +271,18 @@ SCATTER: tuple[Op, ...] = (
         example(normal(4, 3), 1, integers(0, 3, 2, 9), wild(3, 9)),
         data=(0, 3),
         decisions=(2,),
-    ),
+    ).with_traits(nondeterministic_on_cuda=True),
     _entry(
         "index_add",
         _index_add_rounding,
         _index_add_spread,
         example(wild(4, 3), 0, integers(0, 4, 7), wild(7, 3)),
         example(normal(4, 3), 1, integers(0, 3, 5), normal(4, 5), alpha=0.3),
+    ).with_traits(nondeterministic_on_cuda=True),
+    _entry("index_put", _index_put_rounding, _index_put_spread, *_PUT).with_traits(last_wins=True),
+    _entry("_unsafe_index_put", _index_put_rounding, _index_put_spread, *_PUT).with_traits(
+        last_wins=True
     ),
-    _entry("index_put", _index_put_rounding, _index_put_spread, *_PUT),
-    _entry("_unsafe_index_put", _index_put_rounding, _index_put_spread, *_PUT),
     _entry(
         "index_copy",
         None,
@@ -284,7 +291,8 @@ SCATTER: tuple[Op, ...] = (
         example(wild(3), 0, lambda _: torch.tensor([0, 2, 0, 2, 2]), wild(5)),
         kind=Kind.EXACT,
         source="exact: entries are copied",
-    ),
+        traits=Traits(moves=Moves(Places.ANY, data=(0, 3))),
+    ).with_traits(last_wins=True),
     _entry(
         "scatter",
         _scatter_rounding,
@@ -295,7 +303,8 @@ SCATTER: tuple[Op, ...] = (
         second_order=_scatter_second_order,
         kind=Kind.EXACT,
         source="exact: entries are copied",
-    ),
+        traits=Traits(moves=Moves(Places.ANY, data=(0, 3))),
+    ).with_traits(last_wins=True),
     _entry(
         "scatter_reduce",
         _reduce_rounding,
@@ -307,7 +316,7 @@ SCATTER: tuple[Op, ...] = (
         doubt=_reduce_doubt,
         second_order=_reduce_second_order,
         kinks=Kinks(Where.TIE, "ties, for amax and amin", inputs=(0, 3)),
-    ),
+    ).with_traits(nondeterministic_on_cuda=True),
     _entry(
         "embedding_dense_backward",
         _embedding_rounding,

@@ -1,7 +1,7 @@
 """Which entry describes an ATen op, and which ops have none?"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 from torch._ops import OpOverload
@@ -10,6 +10,7 @@ from numgeom.errors import NumgeomError
 from numgeom.ops.averaging import AVERAGING
 from numgeom.ops.casting import CASTING
 from numgeom.ops.choice import CHOICE
+from numgeom.ops.composites import COMPOSITES
 from numgeom.ops.contraction import CONTRACTION
 from numgeom.ops.convolution import CONVOLUTION
 from numgeom.ops.counting import COUNTING
@@ -24,11 +25,12 @@ from numgeom.ops.elementwise_gates import GATES
 from numgeom.ops.elementwise_pairs import PAIRS
 from numgeom.ops.elementwise_smooth import SMOOTH
 from numgeom.ops.elementwise_steps import STEP_OPS
-from numgeom.ops.entry import Op
+from numgeom.ops.entry import Kind, Op
 from numgeom.ops.exact import EXACT
 from numgeom.ops.factories import FACTORIES
 from numgeom.ops.indexing import INDEXING
 from numgeom.ops.interpolation import INTERPOLATION
+from numgeom.ops.kinks import Kinks
 from numgeom.ops.logic import LOGIC
 from numgeom.ops.masking import MASKING
 from numgeom.ops.moments import MOMENTS
@@ -38,6 +40,8 @@ from numgeom.ops.randomness import RANDOM
 from numgeom.ops.reduction import REDUCTION
 from numgeom.ops.running_logs import RUNNING_LOGS
 from numgeom.ops.scatter import SCATTER
+from numgeom.ops.traits import NO_TRAITS, Traits
+from numgeom.ops.vector_norms import VECTOR_NORMS
 from numgeom.recording.variants import functional_variant
 
 
@@ -132,6 +136,7 @@ OPS = OpTable(
         *COUNTING,
         *RUNNING_LOGS,
         *MOMENTS,
+        *VECTOR_NORMS,
         *CHOICE,
         *RANDOM,
         *INTERPOLATION,
@@ -143,3 +148,29 @@ OPS = OpTable(
         *AVERAGING,
     )
 )
+
+_COMPOSITES = {composite.name: composite for composite in COMPOSITES}
+
+
+@cache
+def traits_of(name: str) -> Traits:
+    """What an op does, by its functional name; of an op that is not known, nothing is said."""
+    entry = OPS.named(name)
+    if entry is None:
+        composite = _COMPOSITES.get(name)
+        return NO_TRAITS if composite is None else composite.traits
+    if entry.kind is Kind.ELEMENTWISE:
+        return replace(entry.traits, entrywise=True)
+    return entry.traits
+
+
+def kinks_of(name: str) -> Kinks | None:
+    """Where an op has no derivative, by its functional name; None: it is not known."""
+    known = OPS.named(name) or _COMPOSITES.get(name)
+    return None if known is None else known.kinks
+
+
+def kind_of(name: str) -> Kind | None:
+    """The structural class of an op that has an entry, by its functional name."""
+    entry = OPS.named(name)
+    return None if entry is None else entry.kind

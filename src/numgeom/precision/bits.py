@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from numgeom.precision.errors import PrecisionError
 from numgeom.precision.kinds import kinds_of
-from numgeom.precision.noisy import MOVING, op_name
+from numgeom.precision.noisy import moves
 from numgeom.recording import Program
 from numgeom.recording.replay import ProgramInterpreter
 from numgeom.results.accuracy import combined_norm, norm, relative
@@ -62,7 +62,7 @@ class RoundedReplay(ProgramInterpreter):
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Run one call and round what it gives."""
         value = super().call(node, args, kwargs)
-        p = self._bits(node) if "call" in node.meta and op_name(node) not in MOVING else None
+        p = self._bits(node) if "call" in node.meta and not moves(node) else None
         return value if p is None else _rounded(value, p)
 
 
@@ -142,7 +142,7 @@ def _search(
 
 def _computes(node: fx.Node) -> bool:
     metas = node.meta["tensors"].values()
-    return op_name(node) not in MOVING and any(m.dtype.is_floating_point for m in metas)
+    return not moves(node) and any(m.dtype.is_floating_point for m in metas)
 
 
 def _rounded(value: Any, p: int) -> Any:

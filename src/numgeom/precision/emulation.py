@@ -15,17 +15,16 @@ import torch
 from torch import Tensor, fx
 
 from numgeom.arithmetic.formats import Format, format_named
-from numgeom.precision.kernels import MEAN_SQUARE, kernel_of
-from numgeom.precision.noisy import MOVING, op_name
-from numgeom.precision.operations import CONTRACTIONS, WIDE_ON_CUDA, has_kernels
+from numgeom.ops.kernel_errors import MEAN_SQUARE
+from numgeom.ops.traits import Autocast
+from numgeom.precision.noisy import moves, op_name, traits
+from numgeom.precision.operations import has_kernels
 from numgeom.precision.rounding import round_operand
 from numgeom.recording import CallInfo, Program
 from numgeom.recording.replay import ProgramInterpreter
 
 # Larger numbers are masks: they stand for infinity.
 _MASK = 2.0**100
-# Where the bias stands, which is added in the format of the sums.
-_BIAS = {"addmm": 0, "baddbmm": 0, "addmv": 0, "convolution": 2}
 
 
 class Rounds(NamedTuple):
@@ -83,9 +82,12 @@ class EmulatedReplay(ProgramInterpreter):
         if rounds is None:
             return super().call(node, args, kwargs)
         plain = args
+        product = traits(node).product
+        # A bias is added in the format of the sums.
+        added = None if product is None else product.added
         if rounds.operands is not None:
             args = tuple(
-                a if i == _BIAS.get(op_name(node)) and rounds.results is None
+                a if i == added and rounds.results is None
                 else self._operand(n, a, rounds.operands, rounds.module)
                 for i, (n, a) in enumerate(zip(node.args, args, strict=True))
             )  # fmt: skip
@@ -114,7 +116,7 @@ class EmulatedReplay(ProgramInterpreter):
     def _result(self, node: fx.Node, i: int, y: Any, rounds: Rounds) -> Any:
         fmt = rounds.results
         assert fmt is not None
-        low = kernel_of(op_name(node)).low
+        low = traits(node).kernel.low
         if low and isinstance(y, Tensor) and y.is_floating_point() and y.numel():
             # Fused attention keeps the weights in the narrow format too.
             size = y.pow(2).mean(-1, keepdim=True).sqrt()
@@ -143,7 +145,7 @@ def scaled_values(program: Program) -> frozenset[fx.Node]:
     found: set[fx.Node] = set()
     for node in program.graph.nodes:
         if node.op == "call_function" and _phase(node) == "backward":
-            moved = "call" not in node.meta or op_name(node) in MOVING
+            moved = "call" not in node.meta or moves(node)
             if not moved or any(n in found for n in node.all_input_nodes):
                 found.add(node)
     return frozenset(found)
@@ -171,10 +173,10 @@ def rounds_of(program: Program, formats: Mapping[str, str]) -> dict[fx.Node, Rou
         if region is None or region not in named:
             continue
         fmt = named[region]
-        if op_name(node) in CONTRACTIONS:
+        if traits(node).autocast is Autocast.LOW:
             found[node] = Rounds(fmt, fmt if has_kernels(fmt) else None, region)
         elif has_kernels(fmt) and _stays_narrow(node, region, narrow, gives_narrow, program):
-            found[node] = Rounds(fmt, None if op_name(node) in MOVING else fmt, region)
+            found[node] = Rounds(fmt, None if moves(node) else fmt, region)
         else:
             continue
         if has_kernels(fmt):
@@ -200,7 +202,8 @@ def _stays_narrow(
     """Whether all operands are narrow, or cotangents that enter the module."""
     info: CallInfo = node.meta["call"]
     metas = node.meta["tensors"].values()
-    if op_name(node) in WIDE_ON_CUDA and any(m.device.type == "cuda" for m in metas):
+    wide = traits(node).autocast is Autocast.WIDE_ON_CUDA
+    if wide and any(m.device.type == "cuda" for m in metas):
         return False
     some = False
     for source in node.all_input_nodes:

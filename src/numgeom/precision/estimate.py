@@ -17,10 +17,11 @@ from torch import Tensor, fx, nn
 
 from numgeom.arithmetic.formats import Format
 from numgeom.arithmetic.printing import lower, nearest, upper
+from numgeom.ops.traits import Autocast
 from numgeom.precision.bits import BitsNeeded, Grouping, bits_needed
 from numgeom.precision.errors import PrecisionError
-from numgeom.precision.noisy import Operands, op_name
-from numgeom.precision.operations import CONTRACTIONS, has_kernels
+from numgeom.precision.noisy import Operands, traits
+from numgeom.precision.operations import has_kernels
 from numgeom.precision.sampling import Asked, Samples, sampled
 from numgeom.precision.sources import ErrorSource, Sources, attribute
 from numgeom.precision.step import as_format, program_under
@@ -297,7 +298,7 @@ def contractions_in(fmt: Format) -> Operands:
     """Operands of matrix products, convolutions and attention are rounded to a format."""
 
     def operands(node: fx.Node) -> Format | None:
-        return fmt if op_name(node) in CONTRACTIONS else None
+        return fmt if traits(node).autocast is Autocast.LOW else None
 
     return operands
 

@@ -5,12 +5,13 @@ softmax is exp / sum(exp), the product that reads it makes the values, the produ
 from the scores. The program has to be decomposed, so that fused attention is open.
 """
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
 from torch import fx
 
-from numgeom.precision.noisy import MOVING, op_name
+from numgeom.precision.noisy import moves, op_name, traits
 from numgeom.recording import CallInfo, Program
 
 
@@ -27,11 +28,6 @@ class OpKind(Enum):
     OTHER = "other"  # embeddings, residual sums, the loss
 
 
-_PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm"})
-_LOOKUPS = frozenset({"embedding", "index", "index_select"})
-_NORMS = frozenset({"var_mean", "rsqrt", "native_layer_norm", "native_batch_norm", "var"})
-
-
 def kinds_of(program: Program) -> dict[fx.Node, OpKind]:
     """The kind of every call of a decomposed program."""
     found: dict[fx.Node, OpKind] = {}
@@ -45,9 +41,10 @@ def kinds_of(program: Program) -> dict[fx.Node, OpKind]:
         path = node.meta["call"].module
         if not _is_forward(node) and path in products:
             _label_backward(node, products[path], found)
-    norms, linear = _modules_with(program, _NORMS), _modules_with(program, _PRODUCTS)
-    convolutions = _modules_with(program, frozenset({"convolution"}))
-    tables = _modules_with(program, _LOOKUPS) - linear - norms - convolutions
+    norms = _modules_with(program, lambda node: traits(node).normalizes)
+    linear = _modules_with(program, _is_product)
+    convolutions = _modules_with(program, lambda node: op_name(node) == "convolution")
+    tables = _modules_with(program, _looks_up) - linear - norms - convolutions
     for node in program.calls:
         if node not in found:
             path = node.meta["call"].module
@@ -70,8 +67,20 @@ def _by_module(
     return OpKind.MLP if path and (path in products or beside) else OpKind.OTHER
 
 
-def _modules_with(program: Program, names: frozenset[str]) -> set[str]:
-    calls: list[CallInfo] = [n.meta["call"] for n in program.calls if op_name(n) in names]
+def _is_product(node: fx.Node) -> bool:
+    """Whether a call is a matrix product."""
+    product = traits(node).product
+    return product is not None and product.is_matrix
+
+
+def _looks_up(node: fx.Node) -> bool:
+    """Whether a call reads entries of a table at given indices."""
+    known = traits(node).moves
+    return known is not None and known.by_index
+
+
+def _modules_with(program: Program, counts: Callable[[fx.Node], bool]) -> set[str]:
+    calls: list[CallInfo] = [n.meta["call"] for n in program.calls if counts(n)]
     return {info.module for info in calls if info.phase == "forward" and info.module}
 
 
@@ -107,7 +116,7 @@ def _label_forward(
     products = list(values)
     for node in _back_to_products(shifted):
         found.setdefault(node, OpKind.SCORES)
-        products += [node] if op_name(node) in _PRODUCTS else []
+        products += [node] if _is_product(node) else []
     for node in values:
         found[node] = OpKind.VALUES
     return {op_name(node) for node in products}
@@ -118,7 +127,7 @@ def _label_backward(node: fx.Node, products: set[str], found: dict[fx.Node, OpKi
     name = op_name(node)
     if name not in products:
         scaled = name in ("mul", "div") and len(node.all_input_nodes) == 1
-        if name not in _PRODUCTS and name not in MOVING:
+        if not _is_product(node) and not moves(node):
             found[node] = OpKind.SCORES if scaled else OpKind.SOFTMAX
     elif any(_is_softmax(_behind(a)) for a in node.all_input_nodes):
         found[node] = OpKind.VALUES  # dV
@@ -139,7 +148,7 @@ def _back_to_products(node: fx.Node) -> list[fx.Node]:
         for source in waiting.pop().all_input_nodes:
             if source not in seen and "call" in source.meta and _is_forward(source):
                 seen[source] = None
-                if op_name(source) not in _PRODUCTS:
+                if not _is_product(source):
                     waiting.append(source)
     return list(seen)
 
@@ -151,7 +160,7 @@ def _reaches_exponential(node: fx.Node) -> bool:
         for user in waiting.pop().users:
             if op_name(user) == "exp":
                 return True
-            if user not in seen and op_name(user) not in _PRODUCTS:
+            if user not in seen and not _is_product(user):
                 seen.add(user)
                 waiting.append(user)
     return False
@@ -161,7 +170,7 @@ def _comes_from_products(node: fx.Node) -> bool:
     """Whether a value was computed, not just moved, from products of the same module's backward."""
     module = _behind(node).meta["call"].module if "call" in _behind(node).meta else None
     start = _behind(node)
-    if module is None or _is_forward(start) or op_name(start) in _PRODUCTS:
+    if module is None or _is_forward(start) or _is_product(start):
         return False
     waiting, seen = [start], {start}
     while waiting:
@@ -171,7 +180,7 @@ def _comes_from_products(node: fx.Node) -> bool:
             info: CallInfo = source.meta["call"]
             if info.phase != "backward" or info.module != module:
                 continue
-            if op_name(source) in _PRODUCTS:
+            if _is_product(source):
                 return True
             seen.add(source)
             waiting.append(source)
@@ -187,16 +196,16 @@ def _products_reading(source: fx.Node) -> list[fx.Node]:
             if user in seen or "call" not in user.meta:
                 continue
             seen.add(user)
-            if op_name(user) in _PRODUCTS:
+            if _is_product(user):
                 found.append(user)
-            elif op_name(user) in MOVING or op_name(user) == "mul":
+            elif moves(user) or op_name(user) == "mul":
                 waiting.append(user)
     return found
 
 
 def _behind(node: Any) -> Any:
     """What a value is, before it was moved."""
-    while isinstance(node, fx.Node) and "call" in node.meta and op_name(node) in MOVING:
+    while isinstance(node, fx.Node) and "call" in node.meta and moves(node):
         node = node.args[0]
     return node
 

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from numgeom.arithmetic.formats import FORMATS, float32
 from numgeom.precision.emulation import EmulatedReplay
-from numgeom.precision.noisy import op_name
-from numgeom.precision.sources import KINKED
+from numgeom.precision.sources import is_kinked
 from numgeom.recording import Program
 from numgeom.results.accuracy import combined_norm, norm, relative
 
@@ -98,7 +97,7 @@ class Measurer:
 
 def varied(program: Program) -> list[Program]:
     """The same step with slightly other parameters, several times; none without kinks."""
-    if not any(op_name(node) in KINKED for node in program.calls):
+    if not any(is_kinked(node) for node in program.calls):
         return []
     names = {
         str(n.target)

@@ -2,7 +2,7 @@
 
 Monte Carlo arithmetic (Parker 1997) on a recorded program: it runs in float64, and every call's
 result is rounded to the format that the call ran in. Rounding a result is known and done; the
-errors that a kernel makes inside are unknown and drawn (`numgeom.precision.kernels`). So casts,
+errors that a kernel makes inside are unknown and drawn (`numgeom.ops.kernel_errors`). So casts,
 underflow, overflow and units that change sides at a kink all happen as they would in the real run.
 """
 
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, fx
 
 from numgeom.arithmetic.formats import Format, format_of
-from numgeom.precision.kernels import MEAN_SQUARE, kernel_of
+from numgeom.ops.kernel_errors import MEAN_SQUARE
+from numgeom.ops.table import traits_of
+from numgeom.ops.traits import Traits
 from numgeom.precision.rounding import round_operand
 from numgeom.precision.storage import Storage, stored_values
 from numgeom.recording import Program
@@ -26,21 +28,20 @@ from numgeom.recording.replay import ProgramInterpreter
 Operands = Callable[[fx.Node], Format | None]
 """Tells to which format the operands of a call are rounded first; None: they stay as they are."""
 
-# Exact: they move entries and compute none; their results are numbers of the format already.
-MOVING = frozenset({
-    "view", "_unsafe_view", "reshape", "t", "transpose", "permute", "expand", "slice", "select",
-    "squeeze", "unsqueeze", "clone", "alias", "detach", "as_strided", "as_strided_scatter", "cat",
-    "stack", "split", "split_with_sizes", "unsafe_split", "unbind", "relu", "neg", "abs", "index",
-    "index_select", "gather", "embedding", "flip", "roll", "repeat", "constant_pad_nd", "where",
-    "masked_fill", "slice_backward", "select_backward", "threshold_backward", "max", "min", "amax",
-    "amin", "max_pool2d_with_indices", "topk", "sort", "maximum", "minimum", "tril", "triu",
-    "unfold", "diagonal", "lift_fresh_copy",
-})  # fmt: skip
-
 
 def op_name(node: fx.Node) -> str:
     """The name of a call's op, without namespace and overload: "mm" of aten.mm.default."""
     return _name(node.target)
+
+
+def traits(node: fx.Node) -> Traits:
+    """What a call's op does with its arguments."""
+    return traits_of(op_name(node))
+
+
+def moves(node: fx.Node) -> bool:
+    """Whether a call's results are entries of what went in: numbers of the format already."""
+    return traits(node).never_rounds
 
 
 @functools.cache
@@ -117,7 +118,7 @@ class NoisyReplay(ProgramInterpreter):
 
     def _perturbed(self, node: fx.Node, args: Any, y: Any, exact: Any) -> Any:
         metas = node.meta["tensors"]
-        moving = op_name(node) in MOVING
+        moving = moves(node)
         if isinstance(y, Tensor):
             return self._one(node, args, y, exact, metas) if not moving or exact is not y else y
         if moving or not isinstance(y, (list, tuple)):
@@ -125,7 +126,7 @@ class NoisyReplay(ProgramInterpreter):
         parts = [p if _is_real(p) else None for p in y]
         widest = max((m.dtype.itemsize for m in metas.values()), default=0)
         skip = self.dtype is torch.float32 and widest >= 4
-        deviations = [None] * len(y) if skip else kernel_of(op_name(node)).inside(args, parts)
+        deviations = [None] * len(y) if skip else traits(node).kernel.inside(args, parts)
         found = []
         for i, part in enumerate(y):
             meta = metas.get((i,))
@@ -140,7 +141,7 @@ class NoisyReplay(ProgramInterpreter):
         if not _is_real(y) or meta is None:
             return y
         narrow = meta.dtype.itemsize < 4
-        kernel = kernel_of(op_name(node))
+        kernel = traits(node).kernel
         plain = (narrow and not kernel.low) or meta.dtype.itemsize >= y.dtype.itemsize
         deviations = [None] if plain else kernel.inside(args, [y])
         return self._rounded(node, (), y, exact, meta.dtype, deviations[0])
@@ -172,7 +173,7 @@ class NoisyReplay(ProgramInterpreter):
         return found
 
     def _kept_in_16_bits(self, node: fx.Node, path: tuple[int, ...], y: Tensor, u: float) -> Tensor:
-        low = kernel_of(op_name(node)).low
+        low = traits(node).kernel.low
         factor = low[min(path[0] if path else 0, len(low) - 1)] if low else 0.0
         if not factor or not y.numel():
             return y

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from numgeom.ops.entry import Kind
-from numgeom.ops.table import OPS
-from numgeom.precision.kernels import MEAN_SQUARE, kernel_of
-from numgeom.precision.noisy import MOVING, op_name
+from numgeom.ops.kernel_errors import MEAN_SQUARE
+from numgeom.ops.table import kind_of
+from numgeom.precision.noisy import moves, op_name, traits
 from numgeom.recording import Program
 from numgeom.recording.replay import ProgramInterpreter
 
@@ -64,7 +64,7 @@ class PerturbedReplay(ProgramInterpreter):
         y = super().call(node, args, kwargs)
         if "call" not in node.meta or _is_exact(node):
             return y
-        kernel = kernel_of(op_name(node))
+        kernel = traits(node).kernel
         if isinstance(y, Tensor):
             return self._changed(y, kernel.inside(args, [y])[0]) if _is_float32(y) else y
         if not isinstance(y, (list, tuple)):
@@ -109,10 +109,7 @@ def _is_float32(value: Any) -> bool:
 def _is_exact(node: fx.Node) -> bool:
     """Whether a call only moves numbers of the format, or multiplies by a power of two."""
     name = op_name(node)
-    if name in MOVING:
-        return True
-    entry = OPS.lookup(node.target)  # type: ignore[arg-type]  # a call's target is an op
-    if entry is not None and entry.kind in (Kind.EXACT, Kind.CAST):
+    if moves(node) or traits(node).moves is not None or kind_of(name) is Kind.EXACT:
         return True
     if name in ("mul", "div") and isinstance(node.args[1], (int, float)):
         return abs(math.frexp(node.args[1])[0]) == 0.5

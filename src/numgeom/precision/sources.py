@@ -25,24 +25,23 @@ from torch.fx.node import map_arg
 
 from numgeom.arithmetic.printing import percent
 from numgeom.errors import NumgeomError
-from numgeom.precision.derivatives import DIFFERENTIABLE
-from numgeom.precision.noisy import MOVING, NoisyReplay, Operands, difference, op_name
+from numgeom.ops.differentiable import DIFFERENTIABLE
+from numgeom.ops.table import kinks_of
+from numgeom.precision.noisy import NoisyReplay, Operands, difference, moves, op_name, traits
 from numgeom.precision.storage import Storage
 from numgeom.recording import CallInfo, Program
 from numgeom.recording.replay import ProgramInterpreter
 from numgeom.results.guarantee import Guarantee
 from numgeom.results.source import Source
 
-# Ops that branch on a value inside; a decision that comes in as an operand is seen by itself.
-KINKED = frozenset({
-    "relu", "threshold", "threshold_backward", "leaky_relu", "leaky_relu_backward", "hardtanh",
-    "hardtanh_backward", "hardswish", "hardswish_backward", "hardsigmoid", "hardsigmoid_backward",
-    "elu", "elu_backward", "_prelu_kernel", "_prelu_kernel_backward", "rrelu_with_noise_backward",
-    "max", "min", "amax", "amin", "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "abs",
-    "sgn", "sign", "round", "floor", "ceil", "trunc", "max_pool2d_with_indices", "topk", "sort",
-    "max_pool2d_with_indices_backward", "huber_loss", "huber_loss_backward", "smooth_l1_loss",
-    "smooth_l1_loss_backward", "softshrink", "hardshrink", "mkldnn_rnn_layer_backward",
-})  # fmt: skip
+
+def is_kinked(node: fx.Node) -> bool:
+    """Whether a call branches on a value inside.
+
+    A decision that comes in as an operand is seen by itself.
+    """
+    kinks = kinks_of(op_name(node))
+    return kinks is not None and kinks.branches and kinks.may_occur(node.args, node.kwargs)
 
 
 class Cause(Enum):
@@ -339,7 +338,7 @@ class _Sweep(ProgramInterpreter):
             and not torch.equal(self._clean[n], self._noisy[n])
             for n in node.all_input_nodes
         )
-        return Cause.KINK if decided or op_name(node) in KINKED else Cause.CURVATURE
+        return Cause.KINK if decided or is_kinked(node) else Cause.CURVATURE
 
     def _note(self, node: fx.Node, phase: str, cause: Cause, amount: float) -> None:
         if amount == 0.0:
@@ -372,10 +371,10 @@ def _weight_gradients(program: Program) -> set[tuple[fx.Node, tuple[int, ...]]]:
 
 
 def _passes_on(node: fx.Node) -> bool:
-    return "call" not in node.meta or op_name(node) in MOVING or op_name(node) in _JOINING
-
-
-_JOINING = frozenset({"_to_copy", "sum", "add", "_amp_foreach_non_finite_check_and_unscale"})
+    known = traits(node)
+    adds = known.adds and known.product is None and (known.sums or known.entrywise)
+    scales = op_name(node) == "_amp_foreach_non_finite_check_and_unscale"
+    return "call" not in node.meta or moves(node) or known.moves is not None or adds or scales
 
 
 def _at(value: Any, path: Iterable[int]) -> Any:

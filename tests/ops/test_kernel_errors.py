@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from numgeom.precision.kernels import KERNELS, accumulation, kernel_of
+from numgeom.ops.kernel_errors import PLAIN, accumulation
+from numgeom.ops.table import traits_of
 
 aten = torch.ops.aten
 U = 2.0**-24
@@ -24,7 +25,7 @@ def ratio(name: str, kernel: Callable[..., Any], *args: Any) -> list[float]:
     computed, exact = kernel(*args), kernel(*wide(args))
     computed = [computed] if isinstance(computed, Tensor) else list(computed)
     exact = [exact] if isinstance(exact, Tensor) else list(exact)
-    deviations = kernel_of(name).inside(wide(args), exact)
+    deviations = traits_of(name).kernel.inside(wide(args), exact)
     found = []
     for got, want, deviation in zip(computed, exact, deviations, strict=True):
         inside = torch.zeros_like(want) if deviation is None else deviation * U
@@ -111,5 +112,5 @@ def test_terms_of_one_sign_cost_more_than_terms_of_random_signs() -> None:
 
 
 def test_an_op_that_is_not_listed_rounds_once() -> None:
-    assert "mul" not in KERNELS
-    assert kernel_of("mul").inside([], [torch.ones(2)]) == [None]
+    assert traits_of("mul").kernel is PLAIN
+    assert PLAIN.inside([], [torch.ones(2)]) == [None]

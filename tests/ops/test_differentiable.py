@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from numgeom.precision.derivatives import DIFFERENTIABLE
+from numgeom.ops.differentiable import DIFFERENTIABLE
 
 aten = torch.ops.aten
 

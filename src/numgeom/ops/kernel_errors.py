@@ -23,7 +23,7 @@ last dimension, measured against float64 by benchmarks/estimate.py.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,14 +56,6 @@ class Kernel:
 
     inside: Callable[[Sequence[Any], Sequence[Tensor | None]], Deviations]
     low: tuple[float, ...] = ()
-
-
-def kernel_of(name: str) -> Kernel:
-    """What is known of an op, by its name without namespace and overload ("mm").
-
-    An op that is not listed rounds its result once and no more.
-    """
-    return KERNELS.get(name, _PLAIN)
 
 
 def accumulation(terms: float, y: Tensor, squares: Tensor, block: int) -> Tensor:
@@ -245,52 +237,33 @@ def _nothing(args: Sequence[Any], y: Sequence[Tensor | None]) -> Deviations:
     return [None] * len(y)
 
 
-_PLAIN = Kernel(_nothing)
-_THREE_STEPS = Kernel(_Composite((0.6,), (0.0,)))
-_ALONG_ROW = Kernel(_Composite((0.4,), (0.6,)))
+PLAIN = Kernel(_nothing)
+"""A kernel that rounds its result once and no more."""
+
+MATRIX_PRODUCT = Kernel(_product)
+ADDED_PRODUCT = Kernel(_added_product)
+CONVOLUTION = Kernel(_convolution)
+CONVOLUTION_BACKWARD = Kernel(_convolution_backward)
+SUM = Kernel(_sum)
+MEAN = Kernel(_mean)
 
 # Measured against float64, x86 CPU, torch 2.13, on tensors of 64 x 128 Gaussian numbers, rounded to
 # one digit; benchmarks/estimate.py compares (part "kernels").
-KERNELS: Mapping[str, Kernel] = {
-    **dict.fromkeys(("mm", "bmm", "mv", "dot", "linear", "matmul"), Kernel(_product)),
-    **dict.fromkeys(("addmm", "baddbmm", "addmv", "addbmm"), Kernel(_added_product)),
-    "convolution": Kernel(_convolution),
-    "convolution_backward": Kernel(_convolution_backward),
-    "sum": Kernel(_sum),
-    "mean": Kernel(_mean),
-    **dict.fromkeys(
-        (
-            "sigmoid", "rsqrt", "silu", "softplus", "mish", "pow", "elu", "gelu",
-            "tanh_backward", "sigmoid_backward", "silu_backward", "softplus_backward",
-            "elu_backward", "mish_backward", "_log_softmax", "logsumexp", "addcdiv", "lerp",
-            "linalg_vector_norm", "var", "std",
-        ),
-        _THREE_STEPS,
-    ),
-    "nll_loss_forward": Kernel(_Composite((0.6, 0.0), (0.0,))),  # the second output is a count
-    "gelu_backward": Kernel(_Composite((1.2,), (0.8,))),
-    **dict.fromkeys(("_softmax", "_safe_softmax"), Kernel(_Composite((1.4,), (0.0,)))),
-    "_softmax_backward_data": Kernel(_Composite((0.8,), (1.2,))),
-    "_log_softmax_backward_data": _ALONG_ROW,
-    "native_layer_norm": Kernel(_Composite((0.4, 0.6), (0.5, 1.2, 0.6))),
-    "native_layer_norm_backward": Kernel(_Composite((0.6, 0.0), (0.5, 0.0), sums=(1, 2))),
-    "_fused_rms_norm": Kernel(_Composite((0.6,), (0.3,))),
-    "_fused_rms_norm_backward": Kernel(_Composite((0.6, 0.0), (0.5, 0.0), sums=(1,))),
-    **dict.fromkeys(
-        ("_native_batch_norm_legit", "_native_batch_norm_legit_functional", "native_batch_norm"),
-        Kernel(_Composite((0.5,), (0.7, 3.0, 1.0))),
-    ),
-    "native_batch_norm_backward": Kernel(_Composite((0.6, 0.0), (0.5, 0.5), sums=(1, 2))),
-    "native_group_norm": Kernel(_Composite((0.5,), (0.5, 2.0, 0.6))),
-    "native_group_norm_backward": Kernel(_Composite((0.6, 0.0), (0.5, 0.0), sums=(1, 2))),
-    "_scaled_dot_product_flash_attention_for_cpu": Kernel(
-        _Composite((0.5,), (2.0, 0.5)), low=(1.0, 0.0)
-    ),
-    "_scaled_dot_product_flash_attention_for_cpu_backward": Kernel(
-        _Composite((0.5,), (3.0,)), low=(1.0, 1.0, 1.0)
-    ),
-    "_grouped_mm": Kernel(_Composite((0.5,), (1.0,))),
-    "mkldnn_rnn_layer": Kernel(_Composite((1.0,), (2.0,))),
-    "mkldnn_rnn_layer_backward": Kernel(_Composite((1.0,), (4.0,))),
-}  # fmt: skip
-"""The kernels that do more than round their result, by name."""
+THREE_STEPS = Kernel(_Composite((0.6,), (0.0,)))
+ALONG_ROW = Kernel(_Composite((0.4,), (0.6,)))
+NLL_LOSS = Kernel(_Composite((0.6, 0.0), (0.0,)))  # the second output is a count
+GELU_BACKWARD = Kernel(_Composite((1.2,), (0.8,)))
+SOFTMAX = Kernel(_Composite((1.4,), (0.0,)))
+SOFTMAX_BACKWARD = Kernel(_Composite((0.8,), (1.2,)))
+LAYER_NORM = Kernel(_Composite((0.4, 0.6), (0.5, 1.2, 0.6)))
+LAYER_NORM_BACKWARD = Kernel(_Composite((0.6, 0.0), (0.5, 0.0), sums=(1, 2)))
+RMS_NORM = Kernel(_Composite((0.6,), (0.3,)))
+RMS_NORM_BACKWARD = Kernel(_Composite((0.6, 0.0), (0.5, 0.0), sums=(1,)))
+BATCH_NORM = Kernel(_Composite((0.5,), (0.7, 3.0, 1.0)))
+BATCH_NORM_BACKWARD = Kernel(_Composite((0.6, 0.0), (0.5, 0.5), sums=(1, 2)))
+GROUP_NORM = Kernel(_Composite((0.5,), (0.5, 2.0, 0.6)))
+FLASH_ATTENTION = Kernel(_Composite((0.5,), (2.0, 0.5)), low=(1.0, 0.0))
+FLASH_ATTENTION_BACKWARD = Kernel(_Composite((0.5,), (3.0,)), low=(1.0, 1.0, 1.0))
+GROUPED_PRODUCT = Kernel(_Composite((0.5,), (1.0,)))
+RECURRENT = Kernel(_Composite((1.0,), (2.0,)))
+RECURRENT_BACKWARD = Kernel(_Composite((1.0,), (4.0,)))
