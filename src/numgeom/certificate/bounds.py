@@ -9,7 +9,7 @@ arithmetic is CERTIFIED, too.
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,7 @@ from numgeom.arithmetic.lower_bounds import norm_down, sub_down
 from numgeom.arithmetic.printing import upper
 from numgeom.arithmetic.rounding import add_up, difference_up, div_up, norm_up
 from numgeom.certificate.kantorovich import kantorovich
-from numgeom.certificate.kinks import Kink
+from numgeom.certificate.kinks import Kink, kink_of_decision
 from numgeom.certificate.probes import PASSES
 from numgeom.certificate.structure import pruned
 from numgeom.functionals import walk
@@ -30,6 +30,7 @@ from numgeom.recording import Program
 from numgeom.results.accuracy import GradientAccuracy
 from numgeom.results.guarantee import Guarantee
 from numgeom.semantics.ball import enclose
+from numgeom.semantics.decisions import Judged
 from numgeom.semantics.twins import COLLISION_PROBABILITY
 from numgeom.visible import visible
 
@@ -54,7 +55,8 @@ ASSUMPTIONS = (
     "fused multiply-add.",
     "Elementary functions are off by at most the ulps of the accuracy table that comes with the "
     "package (measured densely against arbitrary precision, not proved).",
-    "Python control flow, random draws and integer inputs are those of the recorded run.",
+    "Python control flow, what Python did with numbers that it read from tensors, random draws and "
+    "integer inputs are those of the recorded run.",
     "An op means what its documentation defines; references of fused ops and decompositions are "
     "identities over the reals.",
 )
@@ -75,6 +77,7 @@ class Radii:
         kinks: Units that may cross their kink within the radius.
         notes: What a reader must know, such as why there is no bound.
         constants: The constants of the theorem, as text.
+        margin: Of the program's decisions, see `numgeom.certificate.decisions`; NaN without bounds.
     """
 
     method: str = ""
@@ -87,6 +90,7 @@ class Radii:
     kinks: tuple[Kink, ...] = ()
     notes: tuple[str, ...] = ()
     constants: Mapping[str, str] = field(default_factory=dict)
+    margin: float = math.nan
 
 
 def find_radii(
@@ -167,6 +171,7 @@ def find_radii(
             result.norm_radii,
             result.total_radius,
             constants=constants,
+            margin=result.margin,
         )
     failed = f"No Newton-Kantorovich certificate: {result.reason}."
     if ball.method:
@@ -186,6 +191,8 @@ def _functional(program: Program, ops: OpTable, seed: int) -> Radii:
         names = ", ".join(f"{name} ({n})" for name, n in found.unknown_ops.items())
         note = f"Ops without a rule, so there is no bound: {names}."
         return Radii(unknown_ops=found.unknown_ops, notes=(note,), guarantee=Guarantee.NONE)
+    if found.undecided:
+        return _undecided("Error functionals", found.undecided)
     total = float(norm_up(torch.tensor(list(found.norms.values()), dtype=torch.float64)))
     if not math.isfinite(total):
         note = "Error functionals give no bound: composed along the step they become infinite."
@@ -204,6 +211,7 @@ def _functional(program: Program, ops: OpTable, seed: int) -> Radii:
         found.norms,
         total,
         constants=constants,
+        margin=found.margin,
     )
 
 
@@ -213,10 +221,12 @@ def _ball(opened: Program, ops: OpTable, seed: int) -> Radii:
         names = ", ".join(f"{name} ({n})" for name, n in found.unknown_ops.items())
         note = f"Ops without a rule, so there is no bound: {names}."
         return Radii(unknown_ops=found.unknown_ops, notes=(note,), guarantee=Guarantee.NONE)
+    if found.undecided:
+        return _undecided("Ball arithmetic", found.undecided)
     norms = {name: float(norm_up(r)) for name, r in found.radii.items()}
     total = float(norm_up(torch.tensor(list(norms.values()), dtype=torch.float64)))
     size = math.hypot(*(float(m.norm()) for m in found.midpoints.values()))
-    if not total <= USEFUL * size:
+    if not (total <= USEFUL * size and math.isfinite(total)):
         note = "Ball arithmetic gives no useful bound: its radii grow too much with depth."
         if found.doubtful:
             note += f" {sum(found.doubtful.values())} decisions were in doubt on the way."
@@ -225,7 +235,26 @@ def _ball(opened: Program, ops: OpTable, seed: int) -> Radii:
     if found.twins:
         guarantee = Guarantee.CERTIFIED
         constants["failure probability"] = repr(COLLISION_PROBABILITY)
-    return Radii("ball", guarantee, found.midpoints, found.radii, norms, total, constants=constants)
+    return Radii(
+        "ball",
+        guarantee,
+        found.midpoints,
+        found.radii,
+        norms,
+        total,
+        constants=constants,
+        margin=found.margin,
+    )
+
+
+def _undecided(method: str, judged: Iterable[Judged]) -> Radii:
+    """No bound: the step may be another one over the reals."""
+    kinks = tuple(map(kink_of_decision, judged))
+    note = (
+        f"{method} gives no bound: {sum(kink.count for kink in kinks)} values that decided what "
+        "the step did may decide otherwise over the reals."
+    )
+    return Radii(kinks=kinks, notes=(note,))
 
 
 def agreeing(radii: Radii, reference: Mapping[str, Tensor]) -> Radii:

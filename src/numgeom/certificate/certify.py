@@ -22,7 +22,9 @@ from numgeom.certificate.bounds import (
     with_total_bound,
 )
 from numgeom.certificate.circumstances import circumstances
+from numgeom.certificate.decisions import decisions_of, differing
 from numgeom.certificate.given import fitting
+from numgeom.certificate.kinks import Kink
 from numgeom.certificate.nonfinite import NonFinite, first_nonfinite, kinds_of
 from numgeom.certificate.result import Certificate, CertificateError
 from numgeom.recording import MISSING, Program, Recording, digest, program_of, tensor_digest
@@ -40,7 +42,8 @@ ASSUMPTIONS = (
     "flush-to-zero.",
     "The error of the float64 reference itself is small beside the observed error. It is not "
     "bounded here.",
-    "Python control flow, random draws and integer inputs are those of the recorded run.",
+    "Python control flow, what Python did with numbers that it read from tensors, random draws and "
+    "integer inputs are those of the recorded run.",
     "An op means what its documentation defines; plain references of fused ops are equal to them "
     "over the reals.",
 )
@@ -167,6 +170,7 @@ def certify(
             levels.append(Guarantee.NONE)
             rows = [_without_guarantee(row) for row in rows]
             overall = _without_guarantee(overall)
+    kinks = radii.kinks or (() if radii.method else differing(reference))
     facts = {
         "program": digest(program),
         "step": program.digest(),
@@ -189,10 +193,12 @@ def certify(
         replay_is_identical=identical,
         first_nonfinite=nonfinite,
         unknown_ops=radii.unknown_ops,
-        unresolved_kinks=radii.kinks,
+        unresolved_kinks=kinks,
+        decisions=decisions_of(program, radii.margin),
         assumptions=assumed(radii, probe_seed) if radii.method else ASSUMPTIONS,
         notes=(
             *radii.notes,
+            *_otherwise(kinks, radii),
             *(kernel_note() if radii.method else ()),
             *((f"The reference may be wrong: {explain(broken)}",) if broken else ()),
             *_notes(rows, without, differences, computed is not None, on_cpu),
@@ -292,6 +298,15 @@ def _notes(
     if without:
         notes.append(f"No gradient, the loss does not use them: {_shortened(without)}.")
     return tuple(notes)
+
+
+def _otherwise(kinks: tuple[Kink, ...], radii: Radii) -> tuple[str, ...]:
+    if not kinks or radii.kinks:
+        return ()
+    return (
+        "The float64 replay takes decisions of the recorded step otherwise (see the unresolved "
+        "kinks). It was made with the recorded ones.",
+    )
 
 
 def _replay_note(differences: tuple[GradientAccuracy, ...], on_cpu: bool) -> str:

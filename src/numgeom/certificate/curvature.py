@@ -25,8 +25,9 @@ from numgeom.arithmetic.rounding import (
     sqrt_up,
 )
 from numgeom.certificate.facts import Facts, Walk, fast_norm_up, second_order, total
-from numgeom.certificate.kinks import Kink, kink_of
+from numgeom.certificate.kinks import Kink, kink_of, kink_of_decision
 from numgeom.certificate.scale import Scale
+from numgeom.certificate.structure import last_readers
 from numgeom.ops.entry import Evaluation, Op
 from numgeom.ops.table import OpTable
 from numgeom.recording import Program
@@ -48,6 +49,7 @@ class Examined:
         own: 2-norms of the second-order terms in the tails of the gradients, by parameter.
         values: The gradients, by parameter, as they were evaluated on the way.
         doubts: Masks over the units of the calls that may decide otherwise.
+        margin: Of the program's decisions, see `numgeom.semantics.decisions`.
     """
 
     curvature: float
@@ -57,6 +59,7 @@ class Examined:
     own: dict[str, float] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
     doubts: dict[fx.Node, Tensor] = field(default_factory=dict)
+    margin: float = math.inf
 
 
 def examine(
@@ -101,7 +104,7 @@ def examine(
         quick.evaluate()
         k, bent = quick.curvature()
         if math.isfinite(k) and not quick.crossing and not quick.may_be_sharper():
-            return Examined(k, bent, quick.radii, {}, quick.own, quick.midpoints)
+            return _examined(quick, k, bent)
     walk = _Examination(program, ops, device, facts, scale, rho, known or {})
     walk.evaluate()
     k, bent = walk.curvature()
@@ -110,7 +113,7 @@ def examine(
         walk = _Examination(program, ops, device, facts, scale, rho, known or {})
         walk.twins = labels
         walk.evaluate()
-    return Examined(k, bent, walk.radii, walk.crossing, walk.own, walk.midpoints, walk.doubts)
+    return _examined(walk, k, bent)
 
 
 class _Examination(Walk):
@@ -134,7 +137,7 @@ class _Examination(Walk):
         self._rho_up = max(rho, 1e-100) * (1 + 1e-15)
         self._wide: dict[fx.Node, Tensor] = {}
         self._of_each: dict[fx.Node, float] = {}
-        self._last_reader = _last_readers(program)
+        self._last_reader = last_readers(program)
         self.crossing: dict[fx.Node, Kink] = {}
         self.doubts: dict[fx.Node, Tensor] = {}
         self._decided: dict[fx.Node, tuple[Kink, Tensor]] = {}
@@ -166,6 +169,16 @@ class _Examination(Walk):
         if node in self._facts.exact or not holders:
             return None
         return self._radius(holders, op, call, part)
+
+    def finish(self, found: Any) -> Any:
+        """Collect the gradients; decisions that may be taken otherwise are crossing."""
+        results = super().finish(found)
+        for node, judged in self.judged.items():
+            origin = _call_of(node)
+            known = self._decided.get(origin)
+            self.crossing[origin] = kink_of_decision(judged)
+            self.doubts[origin] = judged.undecided if known is None else known[1]
+        return results
 
     def call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """The value that is known already."""
@@ -232,14 +245,14 @@ class _Examination(Walk):
             for name, count in self._facts.structure.tails[holder].items():
                 self.own[name] = add_up(self.own[name], mul_up(size, float(count)))
 
-    def _one(self, node: fx.Node, op: Op, call: Evaluation, doubts: Any) -> Enclosure:
-        enclosure = super()._one(node, op, call, doubts)
+    def _one(self, node: fx.Node, op: Op, call: Evaluation) -> Enclosure:
+        enclosure = super()._one(node, op, call)
         if isinstance(enclosure.doubt, Tensor):
             self._decided[node] = kink_of(node, enclosure.doubt, call), enclosure.doubt
         return enclosure
 
-    def _several(self, node: fx.Node, op: Op, call: Evaluation, doubts: Any) -> Enclosure:
-        enclosure = super()._several(node, op, call, doubts)
+    def _several(self, node: fx.Node, op: Op, call: Evaluation) -> Enclosure:
+        enclosure = super()._several(node, op, call)
         for doubt in enclosure.doubt:
             if isinstance(doubt, Tensor) and bool(doubt.any()):
                 self._decided[node] = kink_of(node, doubt), doubt
@@ -331,9 +344,15 @@ class _Quick(_Examination):
         return found
 
 
+def _examined(walk: _Examination, k: float, bent: fx.Node | None) -> Examined:
+    found = walk.crossing, walk.own, walk.midpoints, walk.doubts, walk.margin
+    return Examined(k, bent, walk.radii, *found)
+
+
 def _asked(program: Program, ops: OpTable, facts: Facts, scale: Scale) -> set[fx.Node]:
     """The nodes whose radii decisions and gradients need; rows have theirs from the theorem."""
     found = set(facts.gradients.values())
+    found.update(decision.value for decision in program.decisions)
     for node in reversed(program.graph.nodes):
         if node.op == "output" or node in facts.exact:
             continue
@@ -376,15 +395,3 @@ def _largest_ratio(q: Tensor, t: Tensor) -> float:
 def hypot_up(a: float, b: float) -> float:
     """Upper bound of the length of (a, b)."""
     return sqrt_up(add_up(mul_up(a, a), mul_up(b, b)))
-
-
-def _last_readers(program: Program) -> dict[fx.Node, list[fx.Node]]:
-    """For every node, those that nobody reads after it."""
-    seen: set[fx.Node] = set()
-    last: dict[fx.Node, list[fx.Node]] = {}
-    for node in reversed(program.graph.nodes):
-        for source in node.all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                last.setdefault(node, []).append(source)
-    return last

@@ -104,6 +104,7 @@ class KantorovichResult:
         unknown_ops: Ops without facts, with the number of their calls.
         failure_probability: That a bound fails, over our own probes.
         seed: Of the probes.
+        margin: Of the program's decisions, see `numgeom.semantics.decisions`.
     """
 
     holds: bool
@@ -121,6 +122,7 @@ class KantorovichResult:
     unknown_ops: Counter[str] = field(default_factory=Counter)
     failure_probability: float = 1e-9
     seed: int = 0
+    margin: float = math.nan
 
 
 def kantorovich(
@@ -247,6 +249,7 @@ def kantorovich(
         norm_radii=norm_radii,
         total_radius=total,
         entry_radii=entries,
+        margin=examined.margin,
         **result,
     )
 

@@ -15,6 +15,7 @@ from numgeom.arithmetic.printing import nearest, upper
 from numgeom.arithmetic.rounding import add_up
 from numgeom.ops.entry import Evaluation
 from numgeom.results import store
+from numgeom.semantics.decisions import Judged
 from numgeom.visible import visible
 
 SHOWN = 8  # units of one call that a result names; the others are counted
@@ -121,6 +122,23 @@ def kink_of(node: fx.Node, doubt: Tensor, call: Evaluation | None = None) -> Kin
             value, margin = float(found[0][index]), float(found[1][index])
         units.append(Unit(index, value, margin))
     return Kink(str(node.target), info.module, info.source, len(places), tuple(units))
+
+
+def kink_of_decision(judged: Judged) -> Kink:
+    """Describe the entries of a tensor that may have decided otherwise."""
+    decision = judged.decision
+    value = decision.value
+    places = judged.undecided.nonzero()
+    units = []
+    for place in places[:SHOWN].tolist():
+        index = tuple(place)
+        size = margin = math.nan
+        if value.is_floating_point() and value.shape == judged.undecided.shape:
+            size = float(value[index])
+            margin = 0.0 if judged.radius is None else float(judged.radius[index])
+        units.append(Unit(index, size, margin))
+    info = decision.info
+    return Kink(decision.op, info.module, info.source, len(places), tuple(units))
 
 
 # Decisions made by the sign of one input, or of the difference of two.

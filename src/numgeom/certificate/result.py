@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from numgeom.arithmetic.printing import upper
+from numgeom.certificate.decisions import Decisions
 from numgeom.certificate.kinks import Kink
 from numgeom.certificate.nonfinite import NonFinite
 from numgeom.certificate.store import SCHEMA, VERSION, check, fields, to_document
@@ -70,6 +71,8 @@ class Certificate:
             comes from; None if all of them are finite.
         unknown_ops: Operations without a rule, with their number of calls.
         unresolved_kinks: Units that might be on the other side of their kink, by call.
+        decisions: Decisions that are part of the recorded step, as masks used as indices and
+            numbers read by Python are; None where there are none.
         assumptions: What the numbers rest on.
         notes: What else a reader must know.
         seconds: Time that the certificate took.
@@ -99,6 +102,7 @@ class Certificate:
     )
     _found: list[Source] = field(default_factory=list, repr=False, compare=False)
     entrywise_bounds: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    decisions: Decisions | None = None
 
     def __str__(self) -> str:
         """Return one line; `numgeom.report` renders the whole."""

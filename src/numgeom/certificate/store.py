@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from numgeom.certificate.decisions import Decisions
 from numgeom.certificate.kinks import Kink
 from numgeom.certificate.nonfinite import NonFinite
 from numgeom.results import store
@@ -30,7 +31,7 @@ VERSION = 1
 _FIELDS = (
     "guarantee", "method", "total", "parameters", "computed_loss", "reference_loss",
     "without_gradient", "replay_is_identical", "first_nonfinite", "unknown_ops",
-    "unresolved_kinks", "sources", "assumptions", "notes", "seconds", "provenance",
+    "unresolved_kinks", "sources", "assumptions", "notes", "seconds", "provenance", "decisions",
 )  # fmt: skip
 
 
@@ -81,6 +82,8 @@ def to_document(certificate: "Certificate", tensors: Mapping[str, Tensor]) -> st
         "seconds": number(certificate.seconds),
         "provenance": dict(certificate.provenance),
     }
+    if certificate.decisions is not None:
+        document["decisions"] = certificate.decisions.to_document()
     return store.sealed(document, tensors)
 
 
@@ -95,6 +98,7 @@ def fields(document: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         raise ValueError("a parameter is there twice")
     first = document["first_nonfinite"]
     identical = document["replay_is_identical"]
+    decisions = document.get("decisions")  # older files have none
     return {
         "guarantee": Guarantee[document["guarantee"]],
         "method": str(document["method"]),
@@ -109,6 +113,7 @@ def fields(document: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "unresolved_kinks": tuple(
             Kink.from_document(kink) for kink in document["unresolved_kinks"]
         ),
+        "decisions": None if decisions is None else Decisions.from_document(decisions),
         "assumptions": tuple(str(text) for text in document["assumptions"]),
         "notes": tuple(str(text) for text in document["notes"]),
         "seconds": store.decode_number(document["seconds"]),

@@ -2,7 +2,8 @@
 
 Three questions about the graph alone:
 
-- *Pruned*: calls that no gradient depends on can neither round nor decide anything that matters.
+- *Pruned*: calls that no gradient and no decision depends on can neither round nor decide anything
+  that matters.
 - *Connected*: a call reaches a gradient through real numbers. Where the only way leads through
   decisions (an index computed from a logarithm, say), errors matter only if they change one, and
   first-order changes do not arrive at all.
@@ -48,10 +49,15 @@ class Structure:
 
 
 def pruned(program: Program) -> Program:
-    """The program without the calls that its gradients do not depend on."""
+    """The program without the calls that its gradients and its decisions do not depend on."""
     end = _output(program)
     wanted: set[fx.Node] = set()
-    waiting = [n for n in end.args[0]["gradients"].values() if isinstance(n, fx.Node)]
+    results = end.args[0]
+    kept = {"gradients": results["gradients"], "loss": None, "updates": {}}
+    if "decisions" in results:
+        kept["decisions"] = results["decisions"]
+    waiting: list[fx.Node] = []
+    map_arg(kept, waiting.append)
     while waiting:
         node = waiting.pop()
         if node not in wanted:
@@ -62,8 +68,7 @@ def pruned(program: Program) -> Program:
     for node in program.graph.nodes:
         if node in wanted:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    gradients = map_arg(end.args[0]["gradients"], copies.__getitem__)
-    graph.output({"gradients": gradients, "loss": None, "updates": {}})
+    graph.output(map_arg(kept, copies.__getitem__))
     return dataclasses.replace(program, graph=graph)
 
 
@@ -98,6 +103,18 @@ def structure(program: Program) -> Structure:
             ways[node] = total
             only_ways.add(node)
     return Structure(gradients, frozenset(connected), dict(ways))
+
+
+def last_readers(program: Program) -> dict[fx.Node, list[fx.Node]]:
+    """For every node, those that nobody reads after it."""
+    seen: set[fx.Node] = set()
+    last: dict[fx.Node, list[fx.Node]] = {}
+    for node in reversed(program.graph.nodes):
+        for source in node.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                last.setdefault(node, []).append(source)
+    return last
 
 
 def _output(program: Program) -> Any:

@@ -22,6 +22,7 @@ from numgeom.certificate.facts import Facts, parts_of, second_order, total
 from numgeom.certificate.structure import structure
 from numgeom.errors import ReplayError
 from numgeom.ops.entry import Evaluation, Op
+from numgeom.ops.promotion import converts, has_unconvertible_number, local_error, prepared
 from numgeom.ops.table import OpTable, functional_name
 from numgeom.recording import Program
 from numgeom.semantics.tangents import Moving, Pusher
@@ -108,6 +109,7 @@ class _Surveyor(Pusher):
         self._read = set(filter(self._is_column, _read(program, ops)))
         self._reach = REACH * max(1, _entries(program, ops, self._is_column))
         self.found = Survey(Facts({}, "", self._structure, {}), Counter())
+        self.found.kinks.update(decision.value for decision in program.decisions)
         self._rounding: dict[fx.Node, Tensor | None] = {}
         self._unbounded = ""
         self._trace: dict[fx.Node, Any] = {}
@@ -172,10 +174,15 @@ class _Surveyor(Pusher):
         outputs = {i: y for i, y in enumerate(value if several else [value]) if _is_real(y)}
         if not outputs:
             return
-        rounding, second = op.rounding_of(call), None
+        call = prepared(call)
+        rounding, second = local_error(op, call), None
         spreads = any(self._is_column(h) for i in outputs for h in self._holders(node, i, several))
         moves = not self._inexact.isdisjoint(node.all_input_nodes)
-        if spreads and moves and op.second_order is not None:
+        bends = moves and op.second_order is not None
+        if has_unconvertible_number(call) or (bends and converts(call)):
+            # The converted integer's error multiplies with others, which no fact bounds.
+            self._unbounded = self._unbounded or _name(node)
+        if spreads and bends:
             second = self._second_order(node, op, call)
         for i, y in outputs.items():
             holders = self._holders(node, i, several)
@@ -196,8 +203,7 @@ class _Surveyor(Pusher):
             d = d.expand(y.shape)
             size = total(d)
             if not size < math.inf and not self._structure.connected.isdisjoint(holders):
-                name = f"{node.target} in {node.meta['call'].module!r}"
-                self._unbounded = self._unbounded or name
+                self._unbounded = self._unbounded or _name(node)
             elif size == 0.0:
                 d = None
         if d is not None:
@@ -286,6 +292,10 @@ class _Surveyor(Pusher):
             found.blocks += _squares(some)
 
 
+def _name(node: fx.Node) -> str:
+    return f"{node.target} in {node.meta['call'].module!r}"
+
+
 def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
@@ -309,7 +319,7 @@ def times(radius: Any, factor: float) -> Any:
 def _read(program: Program, ops: OpTable) -> set[fx.Node]:
     """The nodes that a call reads which may bend or decide; their errors' sizes are asked for."""
     still: set[fx.Node] = set()  # constants, and what is made of them without rounding
-    found: set[fx.Node] = set()
+    found = {decision.value for decision in program.decisions}
     for node in program.graph.nodes:
         inputs = node.all_input_nodes
         if node.op == "get_attr":

@@ -28,9 +28,11 @@ from numgeom.arithmetic.rounding import add_up, difference_up, div_up, mul_up, n
 from numgeom.functionals.softmax import Shifted, bound_softmax, find_softmax
 from numgeom.functionals.stretch import Position, Stretch, stretch_of
 from numgeom.ops.entry import Evaluation, Op
+from numgeom.ops.promotion import converts
 from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program, decompose_anchored
 from numgeom.semantics.ball import BallWalk, Enclosure
+from numgeom.semantics.decisions import Judged
 from numgeom.semantics.twins import Twins
 
 
@@ -72,6 +74,8 @@ class Walk:
         doubtful: How many decisions may be other ones over the reals.
         twins: Whether labels of equal entries decided ties. The bounds then fail with a probability
             of at most `numgeom.semantics.twins.COLLISION_PROBABILITY`, over our own draws.
+        undecided: Decisions of the program that may be taken otherwise over the reals.
+        margin: Of the others, see `numgeom.semantics.decisions`.
     """
 
     program: Program
@@ -88,6 +92,8 @@ class Walk:
     overflow: fx.Node | None = None
     doubtful: int = 0
     twins: bool = False
+    undecided: tuple[Judged, ...] = ()
+    margin: float = math.inf
 
 
 def walk(
@@ -152,6 +158,8 @@ def walk(
         walker.overflow,
         sum(walker.doubtful.values()),
         informed,
+        tuple(walker.judged.values()),
+        walker.margin,
     )
 
 
@@ -208,7 +216,8 @@ class _FunctionalWalk(BallWalk):
             inputs = self._inputs(whole)
             errors = {p: self.errors.get(n, math.inf) for p, n in inputs.items()}
             errors = {p: e for p, e in errors.items() if e > 0.0}
-            if all(math.isfinite(e) for e in errors.values()) and math.isfinite(inherited):
+            finite = all(math.isfinite(e) for e in errors.values()) and math.isfinite(inherited)
+            if finite and not converts(call):  # no stretch knows what became of an integer
 
                 def run(again: Evaluation) -> Any:
                     return self.call(whole, again.args, dict(again.kwargs))

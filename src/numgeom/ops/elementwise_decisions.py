@@ -21,6 +21,8 @@ def _comparison_doubt(call: Evaluation) -> Tensor | None:
     a, b = operand(call, 0), operand(call, 1, "other")
     if a.r is None and b.r is None:
         return None
+    if call.args[0] is call.arg(1, "other"):  # x == x, as isfinite asks it, may only be about NaN
+        return torch.isinf(a.radius()).expand(call.y.shape)
     # An infinity that is off by a finite number is still that infinity.
     moved = torch.zeros((), dtype=torch.bool)
     for side in (a, b):

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_any, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from numgeom.recording.fourier import complex_to_complex, complex_to_real, real_to_complex
+from numgeom.recording.references.freedom import declared, free
 
 aten = torch.ops.aten
 Parts = tuple[Tensor, Tensor]
@@ -50,9 +50,9 @@ class Pairs:
     def know_constant(self, z: Tensor) -> None:
         """Take the parts of a constant of the program."""
         if z.is_complex():
-            with _disable_current_modes():
+            with free():  # parts of a constant are constants
                 whole = z.resolve_conj()
-                self._parts[z] = whole.real.clone(), whole.imag.clone()
+                self._parts[z] = declared(whole.real.clone()), declared(whole.imag.clone())
 
     def open(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The parts of an op's result, a real result, or NotImplemented; runs the real ops.

@@ -131,6 +131,18 @@ def has_mask(indices: Any) -> bool:
     return any(isinstance(i, Tensor) and i.dtype in _MASKS for i in indices)
 
 
+def masks_in(indices: Any) -> list[Tensor]:
+    """The boolean tensors among the indices."""
+    return [i for i in indices if isinstance(i, Tensor) and i.dtype in _MASKS]
+
+
+def deciding(op: Any, args: Any) -> list[Tensor]:
+    """The arguments that decide the shape of a call's result, where no index does."""
+    if name_of(op) in ("index", "_unsafe_index"):
+        return []
+    return tensors_in(args[1:] if name_of(op) == "masked_select" else args)
+
+
 def decided_indices(indices: Any) -> list[Any]:
     """Index tensors, boolean ones replaced by the positions that they chose, as constants."""
     found: list[Any] = []

@@ -19,15 +19,18 @@ from numgeom.errors import RecordingError
 from numgeom.recording.build import build_program, without_collection
 from numgeom.recording.calls import CallInfo, TensorMeta
 from numgeom.recording.complex_pairs import Pairs, is_about_complex_numbers
+from numgeom.recording.decisions import row_of
 from numgeom.recording.formulas import FORMULAS
 from numgeom.recording.log import Log
 from numgeom.recording.problems import describe
 from numgeom.recording.program import Program, Replay
+from numgeom.recording.reads import listening
 from numgeom.recording.recorder import Recorder
 from numgeom.recording.references import REFERENCES
+from numgeom.recording.references.freedom import declared, free, is_declared
 from numgeom.recording.replay import ProgramInterpreter
 from numgeom.recording.scalars import Scalars
-from numgeom.recording.values import Constant, Value
+from numgeom.recording.values import Constant, Value, tensors_in
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -101,8 +104,9 @@ def _shift(x: Tensor, dim: int) -> Tensor:
     Over the reals exp(x - m) / sum exp(x - m) does not depend on m, so m may be the computed
     maximum, exactly; two equal entries are then no tie that could be broken in two ways.
     """
-    with _disable_current_modes():
-        return x.amax(dim, keepdim=True) if x.dim() else x.clone()
+    with free():
+        shift = x.amax(dim, keepdim=True) if x.dim() else x.clone()
+    return declared(shift)
 
 
 def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
@@ -165,7 +169,8 @@ def _decompose(
     interpreter = _Reader(program, recorder, log, device)
     interpreter.anchors = {} if anchored else None
     try:
-        result = interpreter.evaluate()
+        with listening(interpreter.read_into_python):
+            result = interpreter.evaluate()
         read = interpreter.read
         anchors = interpreter.anchors or {}
         outputs: dict[str, Any] = {
@@ -175,6 +180,10 @@ def _decompose(
             "anchors": list(anchors.values()),
         }
         recorder.play()
+        decisions = [d._replace(value=read(d.value), taken=read(d.taken)) for d in result.decisions]
+        decisions += recorder.decisions
+        if decisions:
+            outputs["decisions"] = tuple(map(row_of, decisions))
     finally:
         log.memories.close()
     if log.problems:
@@ -253,6 +262,10 @@ class _Reader(ProgramInterpreter):
             self.anchors[node] = self.read(value)
         return value
 
+    def read_into_python(self, tensor: Tensor, reader: str) -> None:
+        """Note that a reference reads a tensor into Python."""
+        self._log.read(tensor, reader, self._mode.info)
+
     def read(self, tensor: Tensor) -> Value:
         """What a tensor of the replay is in the opened program, now."""
         seen = self._log.memories.look(tensor)
@@ -311,6 +324,10 @@ class _OpeningMode(TorchDispatchMode):
         return self._recorded(func, args, kwargs)
 
     def _recorded(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        if func is not aten.lift_fresh.default:  # numbers that Python has
+            for tensor in tensors_in((args, kwargs)):
+                if not is_declared(tensor):
+                    self._log.arrived(tensor, str(func), self.info)
         token = self._log.before(func, args, kwargs)
         outputs = func(*args, **kwargs)
         if token is not None:

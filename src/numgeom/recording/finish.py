@@ -9,6 +9,7 @@ from torch import nn
 
 from numgeom.errors import RecordingError
 from numgeom.recording.build import build_program, circumstances
+from numgeom.recording.decisions import row_of
 from numgeom.recording.log import Log
 from numgeom.recording.modules import Named
 from numgeom.recording.problems import describe
@@ -86,11 +87,13 @@ def _build(
             "the backward pass left no gradient on any parameter; is the loss connected to "
             "the parameters, and does the recording know the model?"
         )
-    outputs = {
+    outputs: dict[str, Any] = {
         "gradients": values,
         "loss": recorder.loss,
         "updates": {name: recorder.read(seen) for name, (seen, _) in updates.items()},
     }
+    if recorder.decisions:
+        outputs["decisions"] = tuple(map(row_of, recorder.decisions))
     recorded = Replay(
         {name: gradients[name][1] for name in values},
         log.loss_tensor,

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import _disable_current_modes
 
 from numgeom.recording.reals import (
     DEGREE,
@@ -29,6 +28,7 @@ from numgeom.recording.reals import (
     Real,
     exactly,
 )
+from numgeom.recording.references.freedom import declared, free
 
 aten = torch.ops.aten
 
@@ -245,10 +245,10 @@ def _nearest(op: OpOverload) -> Callable[..., Tensor]:
 
     def upsample(x: Tensor, output_size: Sequence[int], *scales: float | None) -> Tensor:
         sizes = x.shape[-len(output_size) :]
-        with _disable_current_modes():
+        with free():  # sizes alone decide
             numbers = torch.arange(math.prod(sizes), dtype=torch.float64).reshape(1, 1, *sizes)
             places = op(numbers, output_size, *scales).reshape(-1).long().to(x.device)
-        lines = x.reshape(*x.shape[:2], -1).index_select(2, places)
+        lines = x.reshape(*x.shape[:2], -1).index_select(2, declared(places))
         return lines.reshape(*x.shape[:2], *output_size)
 
     return upsample
@@ -269,13 +269,15 @@ def _linear(
     ratio = Fraction(above) / Fraction(below)
     spots = [(i + shift) * ratio - shift for i in range(out)]
     lows = [min(max(math.floor(spot), 0), size - 1) for spot in spots]
-    with _disable_current_modes():
+    with free():  # sizes alone decide
         places = {"dtype": x.dtype, "device": x.device}
         steps = torch.tensor([float(i + shift) for i in range(out)], **places)
         offsets = torch.tensor([float(low + shift) for low in lows], **places)
         inside = torch.tensor([float(spot > 0) for spot in spots], **places)
         low = torch.tensor(lows, device=x.device)
         high = (low + 1).clamp_max(size - 1)
+    for constant in (steps, offsets, inside, low, high):
+        declared(constant)
     share = (steps * above / below - offsets) * inside
     left, right = x.index_select(2, low), x.index_select(2, high)
     return left + (right - left) * share

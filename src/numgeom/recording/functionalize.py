@@ -5,7 +5,8 @@ Most calls are pure already. The others are rewritten here, each by the reason w
 - it allocates (`empty`): its content means nothing, zeros stand for it;
 - it draws (`bernoulli_`, dropout): what was drawn becomes a constant;
 - it decides a shape (`nonzero`, a boolean index): the decision is part of the recorded control
-  flow, as a Python `if` is, and becomes a constant;
+  flow, as a Python `if` is, and becomes a constant; what decided is kept beside (`decisions`);
+- it gives a value to Python (`item`): there is no call, and what was read is kept beside;
 - it writes (`add_`, `out=`): the functional op of the same name, and the written memory is rebound;
 - it moves a view without data (`transpose_`): the view op;
 - it has state that its schema does not tell (batch norm's running statistics);
@@ -68,8 +69,16 @@ DRAWS = frozenset(
     }
 )
 
-# Return Python values or nothing: control flow, not data.
-SILENT = frozenset({"_assert_async", "_assert_tensor_metadata", "_local_scalar_dense"})
+# Return nothing.
+SILENT = frozenset({"_assert_async", "_assert_tensor_metadata"})
+
+# Return a Python value that depends on the values of tensors: what decided is the tensor itself, or
+# what an op with the same arguments answers for each entry.
+READS: Mapping[str, OpOverload | None] = {
+    "_local_scalar_dense": None,
+    "allclose": aten.isclose.default,
+    "equal": aten.eq.Tensor,
+}
 
 # Change a tensor's metadata (where its memory is, how it lies), and no value.
 METADATA_ONLY = frozenset({"detach_", "set_", "record_stream", "requires_grad_", "retain_grad"})
@@ -90,6 +99,7 @@ class Treatment(Enum):
     IGNORE = auto()
     DRAW = auto()
     DECIDE = auto()
+    READ = auto()
     VIEW_IN_PLACE = auto()
     CUT_BY_STRIDES = auto()
     WRITE_HIDDEN = auto()
@@ -169,6 +179,8 @@ def _treatment(op: OpOverload) -> Treatment:
         return Treatment.ALLOCATE
     if name in SILENT or name in METADATA_ONLY:
         return Treatment.IGNORE
+    if name in READS:
+        return Treatment.READ
     if torch.Tag.nondeterministic_seeded in op.tags:
         return Treatment.DRAW
     if torch.Tag.dynamic_output_shape in op.tags:

@@ -19,6 +19,7 @@ from numgeom.errors import FileFormatError
 from numgeom.files.layout import check_sizes, device_from, dtype_from, sizes_from
 from numgeom.files.reading import parse_json
 from numgeom.recording.calls import CallInfo, TensorMeta
+from numgeom.recording.decisions import decision_of
 from numgeom.recording.program import Program
 from numgeom.recording.purity import impurity, objection, objection_to_call
 
@@ -26,6 +27,7 @@ MOST_NODES = 1 << 20
 _TARGET = re.compile(r"[a-z]+_\d{1,9}")
 _ROLES = ("parameter", "buffer", "input", "drawn", "decision")
 _PHASES = ("forward", "backward", "update")
+_OUTPUTS = {"gradients", "loss", "updates"}
 
 
 def structure_of(program: Program, *, origins: bool = True) -> str:
@@ -76,7 +78,7 @@ def graph_from(
     if reader.refused:
         raise FileFormatError(_refusal(path, reader.refused))
     outputs = reader.nodes[-1].args[0] if reader.ended else None
-    if not isinstance(outputs, dict) or outputs.keys() != {"gradients", "loss", "updates"}:
+    if not isinstance(outputs, dict) or outputs.keys() - {"decisions"} != _OUTPUTS:
         raise ValueError("the program has no outputs")
     return reader.graph
 
@@ -197,7 +199,25 @@ def _checked_outputs(outputs: Any) -> dict[str, Any]:
             _text(name)
     if not isinstance(outputs.get("loss"), fx.Node | None):
         raise ValueError("the loss of the program is no value of it")
+    if "decisions" in outputs:
+        if not isinstance(outputs["decisions"], tuple):
+            raise ValueError("the decisions of the program are damaged")
+        for row in outputs["decisions"]:
+            _check_decision(row)
     return outputs
+
+
+def _check_decision(row: Any) -> None:
+    """What decided must be a value of the program, and what was taken a constant."""
+    if not isinstance(row, tuple):
+        raise ValueError("a decision of the program is damaged")
+    found = decision_of(row)
+    if not isinstance(found.value, fx.Node) or not isinstance(found.taken, fx.Node):
+        raise ValueError("a decision of the program is no value of it")
+    if found.taken.op != "get_attr":
+        raise ValueError("what a decision of the program took is no constant of it")
+    for text in (found.op, found.info.module, found.info.source):
+        _text(text)
 
 
 def _meta(row: Any) -> tuple[tuple[int, ...], TensorMeta]:

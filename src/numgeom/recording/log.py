@@ -6,6 +6,7 @@ the notes into a program is the recorder's work, and waits until somebody asks f
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +20,13 @@ from numgeom.recording.contents import (
     copies_after,
     covers_memory,
     decided_indices,
+    deciding,
     has_mask,
+    masks_in,
 )
+from numgeom.recording.decisions import READ, UNSEEN, Decided
 from numgeom.recording.functionalize import (
+    READS,
     TRAITS,
     Traits,
     Treatment,
@@ -95,6 +100,7 @@ class Log:
         self.first_grads: dict[int, Tensor | None] = {}  # their .grad when first seen
         self.first_seen: list[tuple[int, int, Seen]] = []  # (call, id of a leaf, what it was)
         self.losses: list[tuple[int, Seen]] = []  # (call, root of a backward pass)
+        self.decisions: list[Decided] = []
         self.loss_tensor: Tensor | None = None
 
     # -- observer ------------------------------------------------------------------------
@@ -176,6 +182,17 @@ class Log:
         except (UnsupportedOpError, NotImplementedError) as error:
             self._refuse(traits.op, _refusal(error, outputs), place)
 
+    def read(self, tensor: Tensor, reader: str, place: Place | CallInfo) -> None:
+        """Note a tensor whose values Python reads without a call."""
+        if not self.problems and tensor.layout is torch.strided:
+            with suppress(UnsupportedOpError, NotImplementedError):  # told where it is used
+                self._decide(tensor, f"{READ}{reader}", place)
+
+    def arrived(self, tensor: Tensor, op: str, place: CallInfo) -> None:
+        """Note a tensor that nobody has announced: whatever decided about it was not seen."""
+        if not self.memories.knows(tensor):
+            self._decide(tensor, f"{UNSEEN}{op}", place)
+
     def backward_from(self, root: Tensor) -> None:
         """Take the tensor from which a backward pass starts as the loss."""
         if self.problems:
@@ -230,10 +247,17 @@ class Log:
             return traits, (), {}, None
         if treatment is Treatment.IGNORE:
             return None
+        if treatment is Treatment.READ:
+            return traits, args, kwargs, (args, kwargs)
         if traits.has_defaults:
             args, kwargs = fill_defaults(op, args, kwargs)
         if traits.takes_indices and len(args) > 1 and has_mask(args[1]):
+            for mask in masks_in(args[1]):
+                self._decide(mask, str(op))
             args = (args[0], decided_indices(args[1]), *args[2:])
+        elif treatment is Treatment.DECIDE:
+            for tensor in deciding(op, args):
+                self._decide(tensor, str(op))
         for i in written_now(traits, args):
             target = argument_at(op, args, kwargs, i)
             for tensor in (target,) if isinstance(target, Tensor) else tensors_in(target):
@@ -248,10 +272,34 @@ class Log:
             for tensor in tensors_in(outputs):
                 refuse_unsupported_tensor(tensor)
             return
+        if traits.treatment is Treatment.READ:
+            self._answered(traits.op, args, kwargs, place)
+            return
         more = self._more(traits, given[0], given[1], outputs)
         alone = isinstance(outputs, Tensor)
         seen = self.memories.made(outputs) if alone else self._outputs((outputs,))[0]
         self.calls.append(Noted(traits, args, kwargs, seen, place, more))
+
+    def _decide(self, tensor: Tensor, op: str, place: Place | CallInfo | None = None) -> None:
+        """Note a tensor that decides, while it still holds what decided."""
+        seen = self.memories.look(tensor)
+        copy = tensor.detach().clone()
+        self.decisions.append(Decided(len(self.calls), seen, copy, op, place))
+
+    def _answered(self, op: OpOverload, args: Any, kwargs: Any, place: Place | CallInfo) -> None:
+        """Note what Python was told about tensors."""
+        question = READS[name_of(op)]
+        if question is None:
+            self._decide(args[0], f"{READ}item", place)
+            return
+        if args[0].shape != args[1].shape and name_of(op) == "equal":
+            return  # which no value decides
+        with torch.no_grad():
+            answer = question(*args, **kwargs)
+        noted = self._inputs(args), self._named_inputs(kwargs)
+        seen = self.memories.made(answer)
+        self.calls.append(Noted(traits_of(question), *noted, seen, place, None))
+        self.decisions.append(Decided(len(self.calls), seen, answer, f"{READ}{name_of(op)}", place))
 
     def _more(self, traits: Traits, args: Any, kwargs: Any, outputs: Any) -> More:
         op, treatment = traits.op, traits.treatment

@@ -82,6 +82,10 @@ class Memories:
                     with suppress(UnsupportedOpError, NotImplementedError):  # told where it is used
                         self.look(tensor)
 
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether this tensor's memory was announced, seen or made by a call."""
+        return tensor.untyped_storage()._cdata in self.known
+
     def was_touched(self, tensor: Tensor) -> bool:
         """Whether the step has made this tensor's memory, or has written to it."""
         memory = self.known.get(tensor.untyped_storage()._cdata)

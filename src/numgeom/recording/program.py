@@ -11,6 +11,7 @@ from torch import fx
 
 from numgeom.errors import FileFormatError
 from numgeom.recording.calls import CallInfo, TensorMeta
+from numgeom.recording.decisions import Decision, decisions_of
 from numgeom.visible import visible
 
 OnCall = Callable[[fx.Node, Any], None]
@@ -25,11 +26,13 @@ class Replay:
         loss: The loss, a tensor without dimensions; None where the backward pass did not
             start from a single scalar that was seen.
         updates: New values of the parameters and buffers that the step changed, by name.
+        decisions: The program's decisions, with the tensors of this run.
     """
 
     gradients: dict[str, torch.Tensor]
     loss: torch.Tensor | None
     updates: dict[str, torch.Tensor] = field(default_factory=dict)
+    decisions: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +40,8 @@ class Program:
     """A recorded training step: functional ATen calls, and the constants they start from.
 
     The graph's calls are pure: no mutation, no aliasing that matters, no randomness. Its output
-    node holds `{"gradients": ..., "loss": ..., "updates": ...}`. Every call node has
+    node holds `{"gradients": ..., "loss": ..., "updates": ...}`, and `"decisions"` where there are
+    any. Every call node has
     `meta["call"]` (`CallInfo`: phase, module, source) and `meta["tensors"]` (shape, strides and
     dtype of every output that was recorded); every constant's node has `meta["role"]`
     ("parameter", "buffer", "input", "drawn", "decision") and `meta["name"]`.
@@ -62,6 +66,11 @@ class Program:
     def parameters(self) -> tuple[str, ...]:
         """Names of the parameters that got a gradient, in model order."""
         return tuple(self.recorded.gradients)
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """The tensors that decided what no replay decides again, as nodes of the graph."""
+        return decisions_of(self.graph)
 
     @property
     def calls(self) -> list[fx.Node]:

@@ -11,6 +11,7 @@ import torch
 
 from numgeom.errors import RecordingError, UnsupportedOpError
 from numgeom.recording.calls import CallInfo, TensorMeta
+from numgeom.recording.decisions import UNSEEN, Decided, Decision
 from numgeom.recording.functionalize import (
     HIDDEN_WRITES,
     Treatment,
@@ -48,12 +49,14 @@ class Recorder:
         """Start at the log's beginning."""
         self.entries: list[Entry] = []
         self.loss: Value | None = None
+        self.decisions: list[Decision] = []
+        self._decided: set[tuple[int, tuple[int, ...], bool]] = set()
         self.storages = Storages(self._emit, log.memories.captured, log.memories.wholes)
         self._log = log
         self._names = names or {}
         self._info = _NOWHERE
         self._next = 0
-        self._next_leaf = self._next_loss = 0
+        self._next_leaf = self._next_loss = self._next_decision = 0
 
     def play(self) -> None:
         """Read what the log has gained.
@@ -80,7 +83,7 @@ class Recorder:
         return self.storages.read(seen)
 
     def _edges(self) -> None:
-        """Leaves and losses that were first seen at this call."""
+        """Leaves, losses and decisions that were first seen at this call."""
         log = self._log
         while self._next_leaf < len(log.first_seen) and (
             log.first_seen[self._next_leaf][0] <= self._next
@@ -93,6 +96,25 @@ class Recorder:
         while self._next_loss < len(log.losses) and log.losses[self._next_loss][0] <= self._next:
             self.loss = self.storages.read(log.losses[self._next_loss][1])
             self._next_loss += 1
+        while self._next_decision < len(log.decisions) and (
+            log.decisions[self._next_decision].call <= self._next
+        ):
+            self._decision(log.decisions[self._next_decision])
+            self._next_decision += 1
+
+    def _decision(self, noted: Decided) -> None:
+        """Link a decision to what decided; what came from outside is what it is."""
+        value = self.storages.read(noted.seen)
+        if isinstance(value.origin, Constant) and not noted.op.startswith(UNSEEN):
+            return
+        place = self._log.calls[noted.call].place if noted.place is None else noted.place
+        info = self._log.sources.info(place)
+        taken = Value(Constant(noted.taken, "decision"))
+        decision = Decision(value, taken, noted.op, info)
+        key = id(value.origin), value.path, decision.is_read
+        if key not in self._decided:  # a mask decides in the backward pass what it decided before
+            self._decided.add(key)
+            self.decisions.append(decision)
 
     # -- calls ---------------------------------------------------------------------------
 

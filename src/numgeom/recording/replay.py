@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_any, tree_map_only
 
 from numgeom.errors import ReplayError
 from numgeom.recording.calls import CallInfo
+from numgeom.recording.decisions import decision_of
 from numgeom.recording.environment import plain_evaluation, switches
 from numgeom.recording.program import OnCall, Program, Replay
 from numgeom.recording.references import REFERENCES, Reference
@@ -73,7 +74,8 @@ class ProgramInterpreter:
         applied = self.program.switches if self.dtype is None else {}
         with plain_evaluation(default), switches(applied):
             found = self.finish(self._run())
-        return Replay(found["gradients"], found["loss"], found["updates"])
+        decisions = tuple(map(decision_of, found.get("decisions", ())))
+        return Replay(found["gradients"], found["loss"], found["updates"], decisions)
 
     def finish(self, found: Any) -> Any:
         """Turn what the nodes gave into tensors; other evaluations keep more beside them."""

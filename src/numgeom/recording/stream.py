@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from numgeom.recording.functionalize import is_composite
 from numgeom.recording.modules import Named, named
+from numgeom.recording.reads import listening
 from numgeom.recording.sources import NOWHERE, Place, here, is_seeding
 
 _ONES_LIKE = torch.ops.aten.ones_like.default  # what a backward pass starts from
@@ -42,6 +43,10 @@ class Observer(Protocol):
 
     def after(self, token: Any, outputs: Any, place: Place) -> None:
         """See what the call returned, and where it came from."""
+        ...
+
+    def read(self, tensor: torch.Tensor, reader: str, place: Place) -> None:
+        """See a tensor whose values Python is about to read without a call."""
         ...
 
     def backward_from(self, root: torch.Tensor) -> None:
@@ -95,6 +100,7 @@ class Stream:
         self._exit.callback(before.remove)
         after = register_module_forward_hook(self._leave_module, always_call=True)
         self._exit.callback(after.remove)
+        self._exit.enter_context(listening(self._read))
         self._exit.enter_context(self._mode)
         return self
 
@@ -145,7 +151,12 @@ class Stream:
 
     # -- calls ---------------------------------------------------------------------------
 
-    def locate(self, op: OpOverload, args: tuple[Any, ...], frame: FrameType | None) -> Place:
+    def _read(self, tensor: torch.Tensor, reader: str) -> None:
+        self._observer.read(tensor, reader, self.locate(None, (), sys._getframe(1)))
+
+    def locate(
+        self, op: OpOverload | None, args: tuple[Any, ...], frame: FrameType | None
+    ) -> Place:
         """Where a call comes from that has just run, under this frame."""
         grad = torch.is_grad_enabled()
         node = _current_autograd_node()

@@ -65,6 +65,8 @@ def view(certificate: Certificate, *, rows: int = 40) -> RenderableType:
         parts.append(_sources(certificate))
     if certificate.unresolved_kinks:
         parts.append(_list("Unresolved kinks", tuple(map(str, certificate.unresolved_kinks))))
+    if certificate.decisions is not None:
+        parts.append(Text(str(certificate.decisions)))
     if certificate.notes:
         parts.append(_list("Notes", certificate.notes))
     if certificate.assumptions:

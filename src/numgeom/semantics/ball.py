@@ -9,8 +9,9 @@ Radii grow with depth as products of norms do, so this serves shallow programs; 
 `numgeom.certificate` for deep ones.
 """
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,9 +20,18 @@ from torch import Tensor, fx
 
 from numgeom.arithmetic.rounding import add_up
 from numgeom.ops.entry import Evaluation, Op
+from numgeom.ops.promotion import Asked, has_ignored, has_unconvertible_number, prepared
 from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program
+from numgeom.recording.decisions import Decision, decision_of
 from numgeom.recording.replay import ProgramInterpreter
+from numgeom.semantics.decisions import (
+    Judged,
+    deciding_calls,
+    judge,
+    margin_of_call,
+    margin_of_sign,
+)
 from numgeom.semantics.twins import TIE_OPS, Twins
 
 
@@ -56,6 +66,9 @@ class BallResult:
             entries.
         twins: Whether labels of equal entries were used. The bounds then fail with a probability
             of at most `COLLISION_PROBABILITY`, over our own draws.
+        undecided: Decisions of the program that the exact tensors may take otherwise than the
+            recorded run did; then the radii are about a program that is not the exact one.
+        margin: Of the decisions, see `numgeom.semantics.decisions`.
     """
 
     midpoints: dict[str, Tensor]
@@ -63,6 +76,8 @@ class BallResult:
     unknown_ops: Counter[str]
     doubtful: dict[fx.Node, int] = field(default_factory=dict)
     twins: bool = False
+    undecided: tuple[Judged, ...] = ()
+    margin: float = math.inf
 
 
 def enclose(
@@ -101,34 +116,14 @@ def enclose(
         used = informed.undecided != walker.undecided
         walker = informed if used else walker
     return BallResult(
-        walker.midpoints, walker.radii, Counter(walker.unknown), dict(walker.doubtful), used
+        walker.midpoints,
+        walker.radii,
+        Counter(walker.unknown),
+        dict(walker.doubtful),
+        used,
+        tuple(walker.judged.values()),
+        walker.margin,
     )
-
-
-class _Asked(Mapping[int | str, Any]):
-    """Doubts of a call's arguments; remembers whether a rule looked at them.
-
-    A rule that never asks about a doubtful decision cannot have covered it.
-    """
-
-    def __init__(self, doubts: dict[int | str, Any]) -> None:
-        self._doubts = doubts
-        self.seen: set[int | str] = set()
-
-    def __getitem__(self, key: int | str) -> Any:
-        self.seen.add(key)
-        return self._doubts[key]
-
-    def __iter__(self) -> Iterator[int | str]:
-        return iter(self._doubts)
-
-    def __len__(self) -> int:
-        return len(self._doubts)
-
-    @property
-    def ignored(self) -> bool:
-        """Whether some doubt was never asked for."""
-        return not self._doubts.keys() <= self.seen
 
 
 class BallWalk(ProgramInterpreter):
@@ -137,6 +132,8 @@ class BallWalk(ProgramInterpreter):
     Attributes:
         twins: Set it to label entries on the way.
         undecided: Calls in doubt that labels might decide, with the number of such entries.
+        judged: Decisions of the program that may be taken otherwise, by the node that decides.
+        margin: Of the others, see `numgeom.semantics.decisions`.
     """
 
     def __init__(self, program: Program, ops: OpTable, device: Any) -> None:
@@ -148,6 +145,9 @@ class BallWalk(ProgramInterpreter):
         self.doubtful: dict[fx.Node, int] = {}
         self.twins: Twins | None = None
         self.undecided: dict[fx.Node, int] = {}
+        self.judged: dict[fx.Node, Judged] = {}
+        self.margin = math.inf
+        self._deciding = deciding_calls(program.decisions)
 
     def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         """Enclose the value of one node, given the enclosures of its inputs."""
@@ -171,12 +171,34 @@ class BallWalk(ProgramInterpreter):
         return self._enclosed(node, values, args, dict(kwargs), y)
 
     def finish(self, found: Any) -> Any:
-        """Collect the gradients."""
+        """Collect the gradients, and judge the decisions."""
+        nodes = [decision.value for decision in self.program.decisions]
+        for node, row in zip(nodes, found.get("decisions", ()), strict=True):
+            self._judge(node, decision_of(row))
         for name, enclosure in found["gradients"].items():
             self.midpoints[name] = enclosure.value
             radius = enclosure.radius
             self.radii[name] = torch.zeros_like(enclosure.value) if radius is None else radius
         return {"gradients": self.midpoints, "loss": None, "updates": {}}
+
+    def _judge(self, node: fx.Node, decision: Decision) -> None:
+        """Compare a decision, its tensors as they were enclosed, with what was taken."""
+        known, taken = decision.value, decision.taken.value
+        found = judge(
+            decision._replace(value=known.value, taken=taken),
+            known.value,
+            known.radius,
+            known.doubt,
+        )
+        if bool(found.undecided.any()):
+            self.judged[node] = found
+        else:
+            self.margin = min(self.margin, margin_of_sign(known.value, known.radius))
+
+    def _weigh(self, node: fx.Node, op: Op, call: Evaluation) -> None:
+        """Look how far a call that leads to a decision is from another one."""
+        if node in self._deciding:
+            self.margin = min(self.margin, margin_of_call(op, call))
 
     def _enclosed(
         self, node: fx.Node, values: Mapping[fx.Node, Any], args: Any, kwargs: Any, y: Any
@@ -184,8 +206,7 @@ class BallWalk(ProgramInterpreter):
         target: Any = node.target
         op = self._ops.lookup(target)
         several = isinstance(y, (tuple, list))
-        radii = _collect(node, values, "radius")
-        doubts = _Asked(_collect(node, values, "doubt"))
+        radii, doubts = _collect(node, values, "radius"), _collect(node, values, "doubt")
         labels = {} if self.twins is None else _collect(node, values, "labels")
         call = Evaluation(
             "" if op is None else op.name, tuple(args), kwargs, y, radii, doubts, labels
@@ -199,9 +220,9 @@ class BallWalk(ProgramInterpreter):
                 if several
                 else Enclosure(y, radius[0], doubt[0])
             )
-        if not several:
-            return self._one(node, op, call, doubts)
-        return self._several(node, op, call, doubts)
+        call = prepared(call)
+        call = replace(call, doubts=Asked(call.doubts))
+        return self._several(node, op, call) if several else self._one(node, op, call)
 
     def settle(self, node: fx.Node, op: Op, call: Evaluation, part: int | None) -> Tensor | None:
         """The radius to carry for a call's output (or for one part of several outputs).
@@ -218,22 +239,23 @@ class BallWalk(ProgramInterpreter):
         self, spread: Any, rounding: Tensor | None, call: Evaluation, part: int | None
     ) -> Tensor | None:
         """The ball's radius of an output, from the spreads of all outputs and its own rounding."""
-        if isinstance(call.doubts, _Asked) and call.doubts.ignored:
+        if has_ignored(call) or has_unconvertible_number(call):
             return torch.full_like(call.y if part is None else call.y[part], torch.inf)
         return _sum(spread if part is None else _part(spread, part), rounding)
 
-    def _one(self, node: fx.Node, op: Op, call: Evaluation, doubts: _Asked) -> Enclosure:
+    def _one(self, node: fx.Node, op: Op, call: Evaluation) -> Enclosure:
         if not isinstance(call.y, Tensor):
             return Enclosure(call.y)
         if call.y.is_floating_point():
             radius = self.settle(node, op, call, None)
-            self._count_doubts(node, doubts)
+            self._count_doubts(node, call)
             return Enclosure(call.y, _checked(radius, call.y))
-        decision = _decided(op.doubt_of(call), call.y, doubts)
+        decision = _decided(op.doubt_of(call), call.y, call)
         self._note_ties(node, op, decision)
+        self._weigh(node, op, call)
         return Enclosure(call.y, None, decision)
 
-    def _several(self, node: fx.Node, op: Op, call: Evaluation, doubts: _Asked) -> Enclosure:
+    def _several(self, node: fx.Node, op: Op, call: Evaluation) -> Enclosure:
         radii: list[Any] = []
         found: list[Any] = []
         doubt = op.doubt_of(call)
@@ -242,19 +264,20 @@ class BallWalk(ProgramInterpreter):
             if isinstance(y, Tensor) and y.is_floating_point():
                 radius = _checked(self.settle(node, op, call, i), y)
             elif isinstance(y, Tensor):
-                decision = _decided(_part(doubt, i), y, doubts)
+                decision = _decided(_part(doubt, i), y, call)
                 self._note_ties(node, op, decision)
             radii.append(radius)
             found.append(decision)
-        self._count_doubts(node, doubts)
+        self._count_doubts(node, call)
+        self._weigh(node, op, call)
         return Enclosure(call.y, tuple(radii), tuple(found))
 
     def _note_ties(self, node: fx.Node, op: Op, decision: Tensor | None) -> None:
         if decision is not None and op.name in TIE_OPS:
             self.undecided[node] = int(decision.sum())
 
-    def _count_doubts(self, node: fx.Node, doubts: _Asked) -> None:
-        n = sum(int(d.sum()) for d in dict(doubts).values() if isinstance(d, Tensor))
+    def _count_doubts(self, node: fx.Node, call: Evaluation) -> None:
+        n = sum(int(d.sum()) for d in dict(call.doubts).values() if isinstance(d, Tensor))
         if n:
             self.doubtful[node] = n
 
@@ -293,9 +316,9 @@ def _part(parts: Any, i: Any) -> Any:
     return None if parts is None else parts[i]
 
 
-def _decided(doubt: Tensor | None, y: Tensor, doubts: _Asked) -> Tensor | None:
+def _decided(doubt: Tensor | None, y: Tensor, call: Evaluation) -> Tensor | None:
     """The doubt about a decision; everything, if a doubtful input was not looked at."""
-    if doubts.ignored:
+    if has_ignored(call) or has_unconvertible_number(call):
         return torch.ones_like(y, dtype=torch.bool)
     return doubt if doubt is not None and bool(doubt.any()) else None
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from numgeom.recording.references.entry import Definition
+from numgeom.recording.references.freedom import declared, free
 
 _SOURCE = "Graves and others 2006, eq. 6 to 16"
 _NEVER = -torch.inf
@@ -78,11 +78,12 @@ def _labels(
 
 def _log_sum(*terms: Tensor) -> Tensor:
     """log(sum exp), -inf where all terms are; the largest term, taken out, is a constant."""
-    with _disable_current_modes():
+    with free():  # over the reals what is taken out of a logarithm is put back
         largest = terms[0]
         for term in terms[1:]:
             largest = torch.maximum(largest, term)
         largest = torch.where(torch.isinf(largest), 0.0, largest)
+    declared(largest)
     total = torch.exp(terms[0] - largest)
     for term in terms[1:]:
         total = total + torch.exp(term - largest)
@@ -111,8 +112,7 @@ def _loss(
     zero_infinity: bool = False,
 ) -> tuple[Tensor, Tensor]:
     del zero_infinity  # told to the backward pass; the loss is set to 0 by another op
-    with _disable_current_modes():
-        width = int(_as_tensor(target_lengths, log_probs).max())
+    width = int(_as_tensor(target_lengths, log_probs).max())
     labels = _labels(log_probs, targets, input_lengths, target_lengths, blank, width)
     places = torch.arange(2 * width + 1, device=log_probs.device).unsqueeze(0)
     exists = places < labels.length
@@ -175,9 +175,10 @@ def _gradient(
 
 def _row(x: Tensor, paths: Tensor, labels: _Labels, y: Tensor) -> Tensor:
     """e^x - e^(log(sum of paths through each label) + y - x), for one step."""
-    with _disable_current_modes():
+    with free():  # over the reals what is taken out of a logarithm is put back
         largest = paths.amax(1, keepdim=True)
         largest = torch.where(torch.isinf(largest), 0.0, largest)
+    declared(largest)
     sums = torch.zeros_like(x).scatter_add(1, labels.extended, torch.exp(paths - largest))
     return torch.exp(x) - sums * torch.exp(largest + y - x)
 

@@ -6,21 +6,27 @@ Gaussian elimination of the rows in the order that the kernel chose, P A = L U: 
 
 Cholesky A = L L^T the same with l_kk = sqrt(a_kk), substitution column by column. (Golub and Van
 Loan 2013, alg. 3.1.1, 3.2.1, 4.2.1.) Over the reals solutions, inverses and determinants do not
-depend on the order of the rows, and factors and order are only used together; so the order that
-the kernel chose is an exact constant, and equal pivots are no tie.
+depend on the order of the rows. So there the order that the kernel chose is an exact constant, and
+equal pivots are no tie; and so it is where factors and pivots go together into the solution of a
+system. Factors and pivots that go elsewhere depend on the order: the pivot of each column is its
+largest entry, which is compared with the others, entry by entry.
 
-Orthogonal factors Q R = A, with a positive diagonal of R, by modified Gram-Schmidt taken twice
-(Giraud and others 2005); the kernel's signs of the diagonal are a choice of the same kind.
+Orthogonal factors Q R = A by modified Gram-Schmidt taken twice (Giraud and others 2005). The signs
+of the diagonal of R are those of LAPACK's Householder reflections (Anderson and others 1999,
+dlarfg): r_kk has the sign opposite to that of the entry that it replaces, and is that entry where
+all entries below are 0. These entries are computed, and compared with 0.
 """
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from numgeom.errors import UnsupportedOpError
 from numgeom.recording.references.entry import Definition
+from numgeom.recording.references.freedom import declared, free, is_recorded, unless
 
 aten = torch.ops.aten
 _SOURCE = "Golub and Van Loan 2013, sec. 3.2, 4.2 and 5.2"
@@ -60,14 +66,21 @@ def _solve_triangular(
 # -- elimination -------------------------------------------------------------------------
 
 
-def _eliminate(a: Tensor) -> Tensor:
-    """L and U of a matrix whose rows lie in the order of the pivots, in one square."""
+def _eliminate(a: Tensor, beaten: list[Tensor] | None = None) -> Tensor:
+    """L and U of a matrix whose rows lie in the order of the pivots, in one square.
+
+    Args:
+        a: The matrix.
+        beaten: Gets for each column whether some other entry is larger than its pivot.
+    """
     n = a.size(-1)
     rest = a
     above: list[Tensor] = []  # row k of U, with the zeros left of the diagonal
     columns: list[Tensor] = []  # column k of L, with zeros above
     for k in range(n):
         row, pivot = rest[..., :1, :], rest[..., :1, :1]
+        if beaten is not None and k + 1 < n:
+            beaten.append((rest[..., 1:, 0].abs() > pivot[..., 0].abs()).any(-1))
         above.append(torch.nn.functional.pad(row, (k, 0)))
         factors = rest[..., 1:, :1] / pivot
         columns.append(torch.nn.functional.pad(factors, (0, 0, k + 1, 0)))
@@ -78,8 +91,11 @@ def _eliminate(a: Tensor) -> Tensor:
 
 
 def _order(pivots: Tensor, n: int) -> Tensor:
-    """The row that comes to each place, of the swaps that LAPACK's pivots name; a constant."""
-    with _disable_current_modes():
+    """The row that comes to each place, of the swaps that LAPACK's pivots name; a constant.
+
+    Free: whoever uses it for more than a solution looks at the pivots as well.
+    """
+    with free():
         flat = pivots.reshape(-1, pivots.size(-1))
         orders = []
         for swaps in flat.tolist():
@@ -88,7 +104,8 @@ def _order(pivots: Tensor, n: int) -> Tensor:
                 order[k], order[with_row - 1] = order[with_row - 1], order[k]
             orders.append(order)
         shape = (*pivots.shape[:-1], n)
-        return torch.tensor(orders, device=pivots.device, dtype=torch.int64).reshape(shape)
+        order = torch.tensor(orders, device=pivots.device, dtype=torch.int64).reshape(shape)
+    return declared(order)
 
 
 def _ordered(a: Tensor, order: Tensor) -> Tensor:
@@ -99,15 +116,50 @@ def _ordered(a: Tensor, order: Tensor) -> Tensor:
 
 def _restored(order: Tensor) -> Tensor:
     """The order that undoes another one; a constant."""
-    with _disable_current_modes():
-        return order.argsort(-1)
+    with free():
+        restored = order.argsort(-1)
+    return declared(restored)
+
+
+# Factors that have left a reference -> the same as they were before the order was put in doubt, and
+# the pivots that left with them.
+_plain_factors: Any = WeakTensorKeyDictionary()
+
+
+def _leaving(own: Tensor, pivots: Tensor, beaten: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Factors and pivots as they leave an op: none where another order may be the right one."""
+    if not beaten:
+        return own, pivots
+    wrong = torch.stack(beaten).any(0)
+    found = unless(wrong[..., None, None], own), unless(wrong[..., None], pivots)
+    _plain_factors[found[0]] = own, weakref.ref(found[1])
+    return found
+
+
+def _watched() -> list[Tensor] | None:
+    """Where to note pivots that may be others; nowhere if nobody would look at them."""
+    return [] if is_recorded() else None
 
 
 def _lu_solve(
     LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoint: bool = False
 ) -> Tensor:
+    own, partner = _plain_factors.get(LU, (LU, None))
+    if partner is not None and partner() is pivots:
+        return _solve_by_factors(own, pivots, B, left=left, adjoint=adjoint)
+    found = _solve_by_factors(LU, pivots, B, left=left, adjoint=adjoint)
+    if not is_recorded() or not pivots.numel():
+        return found
+    with free():
+        taken = declared(pivots.clone())
+    return unless((pivots != taken).any(), found)
+
+
+def _solve_by_factors(
+    LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoint: bool = False
+) -> Tensor:
     if not left:
-        flipped = _lu_solve(LU, pivots, B.mT, adjoint=not adjoint)
+        flipped = _solve_by_factors(LU, pivots, B.mT, adjoint=not adjoint)
         return flipped.mT.contiguous()
     order = _order(pivots, LU.size(-1))
     if not adjoint:
@@ -118,74 +170,91 @@ def _lu_solve(
 
 
 def _kernel(op: Any, *args: Any, **kwargs: Any) -> Any:
-    """What the op itself gives: its pivots and signs are taken as constants."""
-    with _disable_current_modes():
-        return op(*args, **kwargs)
+    """What the op itself gives, as constants: its pivots and errors, and signs to compare with."""
+    with free():
+        found = op(*args, **kwargs)
+    return tuple(declared(x) for x in found)
 
 
-def _factors_as_kernel(a: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
-    """L and U in the layout of a kernel, which may have factorised the transposed matrix."""
-    order = _order(pivots, a.size(-1))
-    with _disable_current_modes():
-        product = (lu.tril(-1) + torch.eye(a.size(-1)).to(lu)) @ lu.triu()
-        plain, turned = ((_ordered(x, order) - product).abs().sum() for x in (a, a.mT))
-        transposed = bool(turned < plain)
-    return _eliminate(_ordered(a.mT if transposed else a, order))
+def _factors_as_kernel(a: Tensor, pivots: Tensor, beaten: list[Tensor] | None) -> Tensor:
+    """L and U as the kernels of determinants leave them: of a contiguous matrix those of A^T."""
+    turned = a.is_contiguous() and not a.is_complex()
+    return _eliminate(_ordered(a.mT if turned else a, _order(pivots, a.size(-1))), beaten)
 
 
-def _lu_factor(
-    A: Tensor, *, pivot: bool = True, check_errors: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+def _square(A: Tensor) -> None:
     if A.size(-1) != A.size(-2):
         raise UnsupportedOpError(
             f"linalg_lu_factor_ex has no reference for a matrix of shape {list(A.shape)}, only for "
             "square ones."
         )
-    _, pivots, info = _kernel(
-        aten.linalg_lu_factor_ex.default, A, pivot=pivot, check_errors=check_errors
-    )
-    return _eliminate(_ordered(A, _order(pivots, A.size(-1)))), pivots, info
+
+
+def _lu_factor(
+    A: Tensor, *, pivot: bool = True, check_errors: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    _square(A)
+    op = aten.linalg_lu_factor_ex.default
+    _, pivots, info = _kernel(op, A, pivot=pivot, check_errors=check_errors)
+    beaten = _watched() if pivot else None
+    own = _eliminate(_ordered(A, _order(pivots, A.size(-1))), beaten)
+    return *_leaving(own, pivots, beaten or []), info
 
 
 def _solve(
     A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = aten._linalg_solve_ex.default
-    _, lu, pivots, info = _kernel(op, A, B, left=left, check_errors=check_errors)
-    own, chosen, _ = _lu_factor(A)
+    _, _, pivots, info = _kernel(op, A, B, left=left, check_errors=check_errors)
+    _square(A)
+    beaten = _watched()
+    own = _eliminate(_ordered(A, _order(pivots, A.size(-1))), beaten)
     is_vector = B.dim() == 1 or (B.dim() == A.dim() - 1 and B.shape == A.shape[:-1])
     b = B.unsqueeze(-1) if is_vector else B
-    x = _lu_solve(own, chosen, b, left=left)
-    return x.squeeze(-1) if is_vector else x, _factors_as_kernel(A, lu, pivots), pivots, info
+    x = _solve_by_factors(own, pivots, b, left=left)
+    return x.squeeze(-1) if is_vector else x, *_leaving(own, pivots, beaten or []), info
+
+
+def _own_factors(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors and pivots that stay together."""
+    _square(A)
+    _, pivots, _ = _kernel(aten.linalg_lu_factor_ex.default, A)
+    return _eliminate(_ordered(A, _order(pivots, A.size(-1)))), pivots
 
 
 def _inverse(A: Tensor, *, check_errors: bool = False) -> tuple[Tensor, Tensor]:
     _, info = _kernel(aten.linalg_inv_ex.default, A, check_errors=check_errors)
-    own, pivots, _ = _lu_factor(A)
+    own, pivots = _own_factors(A)
     ones = torch.eye(A.size(-1), dtype=A.dtype, device=A.device)
-    return _lu_solve(own, pivots, ones.expand(A.shape)), info
+    return _solve_by_factors(own, pivots, ones.expand(A.shape)), info
 
 
 def _parity(pivots: Tensor) -> Tensor:
-    """1 or -1: the sign of the order of the rows; a constant."""
-    with _disable_current_modes():
+    """1 or -1: the sign of the order of the rows; a constant.
+
+    Free: the determinant does not depend on the order.
+    """
+    with free():
         places = torch.arange(1, pivots.size(-1) + 1, device=pivots.device)
-        return 1.0 - 2.0 * ((pivots != places).sum(-1) % 2).to(torch.float64)
+        sign = 1.0 - 2.0 * ((pivots != places).sum(-1) % 2).to(torch.float64)
+    return declared(sign)
 
 
 def _determinant(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    _, lu, pivots = _kernel(aten._linalg_det.default, A)
-    own = _factors_as_kernel(A, lu, pivots)
+    _, _, pivots = _kernel(aten._linalg_det.default, A)
+    beaten = _watched()
+    own = _factors_as_kernel(A, pivots, beaten)
     value = own.diagonal(0, -2, -1).prod(-1) * _parity(pivots).to(A.dtype)
-    return value, own, pivots
+    return value, *_leaving(own, pivots, beaten or [])
 
 
 def _sign_and_log(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _, _, lu, pivots = _kernel(aten._linalg_slogdet.default, A)
-    own = _factors_as_kernel(A, lu, pivots)
+    _, _, _, pivots = _kernel(aten._linalg_slogdet.default, A)
+    beaten = _watched()
+    own = _factors_as_kernel(A, pivots, beaten)
     diagonal = own.diagonal(0, -2, -1)
     sign = torch.sign(diagonal).prod(-1) * _parity(pivots).to(A.dtype)
-    return sign, torch.log(diagonal.abs()).sum(-1), own, pivots
+    return sign, torch.log(diagonal.abs()).sum(-1), *_leaving(own, pivots, beaten or [])
 
 
 # -- Cholesky and QR ---------------------------------------------------------------------
@@ -222,8 +291,9 @@ def _qr(A: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
             "only for mode='reduced' with at least as many rows as columns."
         )
     kernel_r = _kernel(aten.linalg_qr.default, A, mode)[1]
-    with _disable_current_modes():
+    with free():  # compared with what decides them, below
         signs = torch.where(kernel_r.diagonal(0, -2, -1) < 0, -1.0, 1.0).to(A.dtype)
+    declared(signs)
     columns: list[Tensor] = []
     rows: list[Tensor] = []  # column k of R
     for k in range(m):
@@ -241,7 +311,31 @@ def _qr(A: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
         columns.append(v / length)
         whole = torch.cat([*shares, length], -2)
         rows.append(torch.nn.functional.pad(whole, (0, 0, 0, m - 1 - k)))
-    return torch.cat(columns, -1), torch.cat(rows, -1)
+    found = torch.cat(columns, -1), torch.cat(rows, -1)
+    if not is_recorded() or not A.numel():
+        return found
+    wrong = _other_signs(A, signs)[..., None, None]
+    return unless(wrong, found[0]), unless(wrong, found[1])
+
+
+def _other_signs(A: Tensor, signs: Tensor) -> Tensor:
+    """Whether Householder's reflections give R a diagonal of other signs, for each matrix."""
+    found: list[Tensor] = []
+    rest = A
+    for k in range(A.size(-1)):
+        x, sign = rest[..., :, :1], signs[..., k, None, None]
+        first = x[..., :1, :]
+        below = (x[..., 1:, :] * x[..., 1:, :]).sum(-2, keepdim=True)
+        nothing = below == 0
+        turned = first * sign  # of opposite sign, unless there is nothing to reflect
+        wrong = torch.where(nothing, turned < 0, (turned > 0) | ((first == 0) & (sign > 0)))
+        found.append(wrong[..., 0, 0])
+        length = torch.sqrt(first * first + below) * sign
+        v = torch.cat([first - length, x[..., 1:, :]], -2)
+        size = torch.where(nothing, 1.0, (v * v).sum(-2, keepdim=True))
+        share = torch.where(nothing, 0.0, (v * rest).sum(-2, keepdim=True) / size)
+        rest = (rest - v * (2.0 * share))[..., 1:, 1:]
+    return torch.stack(found).any(0)
 
 
 DEFINITIONS: tuple[Definition, ...] = (
