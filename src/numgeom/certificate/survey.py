@@ -172,9 +172,11 @@ class _Surveyor(Pusher):
             self.found.kinks.update(node.all_input_nodes)
         several = isinstance(value, (tuple, list))
         outputs = {i: y for i, y in enumerate(value if several else [value]) if _is_real(y)}
+        call = prepared(call)
+        if converts(call) or has_unconvertible_number(call):
+            self._inexact.add(node)  # a decision about an integer that was rounded, too
         if not outputs:
             return
-        call = prepared(call)
         rounding, second = local_error(op, call), None
         spreads = any(self._is_column(h) for i in outputs for h in self._holders(node, i, several))
         moves = not self._inexact.isdisjoint(node.all_input_nodes)
