@@ -223,7 +223,7 @@ def test_a_recording_that_is_not_the_computation_has_no_guarantee() -> None:
     assert certificate.guarantee is Guarantee.NONE
     levels = {row.guarantee for row in (certificate.total, *certificate.parameters.values())}
     assert levels == {Guarantee.NONE}
-    (note,) = (note for note in certificate.notes if "DOES NOT REPRODUCE" in note)
+    (note,) = (note for note in certificate.notes if "does not reproduce" in note)
     assert "2.50e-01" in note
     assert "bias" in note
 

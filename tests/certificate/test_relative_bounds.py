@@ -11,11 +11,14 @@ from fractions import Fraction
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from numgeom.arithmetic.printing import digits_text, upper
 from numgeom.arithmetic.rounding import norm_up
+from numgeom.certificate import certify
 from numgeom.certificate.bounds import Radii, with_bound, with_total_bound
+from numgeom.recording import record_step
+from numgeom.report import headline
 from numgeom.results.accuracy import GradientAccuracy, measure, total
 from numgeom.results.guarantee import Guarantee
 
@@ -110,3 +113,19 @@ def test_a_gradient_that_may_be_zero_has_no_relative_bound() -> None:
     row, _ = with_bound(measure("w", midpoint.float(), midpoint), midpoint.float(), radii)
     assert row.error_bound == math.inf
     assert row.digits == 0.0
+
+
+def test_a_gradient_that_is_zero_over_the_reals_gets_its_absolute_bound() -> None:
+    """Batch norm's weight under a plain sum: what is computed is nothing but rounding."""
+    model = nn.BatchNorm1d(3)
+    batch = torch.randn(8, 3, 5, generator=torch.Generator().manual_seed(1)) + 2
+    made = certify(model, lambda m, x: m(x).sum(), batch)
+    row = made.parameters["weight"]
+    assert row.error_bound == math.inf
+    (note,) = (note for note in made.notes if note.startswith("The exact gradient may be zero"))
+    shown = Fraction(note.split("weight at most ")[1].rstrip("."))
+    computed = fractions(
+        record_step(model, lambda m, x: m(x).sum(), batch).recorded.gradients["weight"]
+    )
+    assert shown**2 >= sum(c**2 for c in computed)  # the exact one is zero
+    assert "worst weight: no relative bound" in headline(made).plain

@@ -196,7 +196,7 @@ def test_another_step_is_not_verified() -> None:
     assert found.verdict is Verdict.OTHER
     assert found.same_step is False
     assert found.differences[0] == "program: the certificate is about another step"
-    assert "NOT VERIFIED: program" in str(found)
+    assert "Not verified: program" in str(found)
 
 
 def test_other_bits_on_another_machine_are_not_called_tampering(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_other_bits_on_another_machine_are_not_called_tampering(tmp_path: Path) 
     assert found.verdict is Verdict.ELSEWHERE
     assert found.same_step is True
     text = str(found)
-    assert "NOT VERIFIED HERE" in text
+    assert "Not verified here" in text
     assert "processor another then" in text
     assert "about this step" in text
     assert "changed" not in text

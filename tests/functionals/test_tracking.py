@@ -146,7 +146,7 @@ def test_what_has_no_rule_is_said_first() -> None:
 
     tracking = tracked(nn.Sequential(nn.Linear(20, 4), Custom()))
     assert tracking.guarantee == "NONE"
-    assert str(tracking).startswith("GUARANTEE NONE")
+    assert str(tracking).startswith("Guarantee NONE")
     assert tracking.total.error_bound == float("inf")
     assert json.loads(tracking.to_json())["total"]["error_bound"] is None
     with pytest.raises(FunctionalError, match="nothing bounds"):

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ PLAIN = certificate(
 )  # fmt: skip
 
 PLAIN_TEXT = """\
-Gradient error of example:x: 8.84e-08 (relative, 2-norm), guarantee ESTIMATED
+Gradient error of example:x: 8.84e-08 (relative, 2-norm), worst scale: 5.00e-01, guarantee ESTIMATED
 A measurement or a prediction, not a bound: the reference's own error is not included.
 Loss 0.75 computed, 0.7500001 reference. 10 entries of gradient, computed in float32.
 
@@ -119,9 +120,39 @@ def test_a_bound_is_shown_with_its_ratio() -> None:
     made = certificate(bounded, total=whole, guarantee=Guarantee.PROVED)
     text = to_text(made, width=120)
     lines = [line.split() for line in text.splitlines()]
-    row = ["w", "2x3", "2.00e+00", "1.25e-07", "2.00e-07", "6.6", "2.50e-07", "2.00e+00", "PROVED"]
+    row = ["w", "2x3", "2.00e+00", "1.25e-07", "2.00e-07", "6.6", "2.50e-07", "2", "PROVED"]
     assert row in lines
     assert "at most 2.50e-07 (relative, 2-norm), guarantee PROVED" in text
+
+
+def test_the_headline_names_a_gradient_that_is_much_worse_than_the_total() -> None:
+    fine = accuracy("fine", guarantee=Guarantee.PROVED, error_bound=1e-7, radius=1e-9)
+    bad = accuracy("bad", guarantee=Guarantee.PROVED, error_bound=0.5001, radius=1e-9)
+    whole = dataclasses.replace(fine, name="total", shape=())
+    lines = [
+        headline(certificate(*rows, total=whole, guarantee=Guarantee.PROVED)).plain
+        for rows in (
+            (fine,),
+            (fine, bad),
+            (fine, dataclasses.replace(bad, error_bound=math.inf)),
+            (fine, dataclasses.replace(bad, error_bound=5e-7)),
+        )
+    ]
+    assert "worst" not in lines[0]
+    assert "at most 1.00e-07 (relative, 2-norm), worst bad: 5.01e-01, guarantee" in lines[1]
+    assert "worst bad: no relative bound, guarantee" in lines[2]
+    assert "worst" not in lines[3]
+
+
+def test_a_ratio_near_one_shows_what_it_is_above_one() -> None:
+    for error, text in ((1.25001e-7, "1.0001"), (1.25e-7 * 1.5, "1.5"), (1.5e-6, "12.1")):
+        row = accuracy("w", guarantee=Guarantee.PROVED, error_bound=error, radius=1e-9)
+        whole = dataclasses.replace(row, name="total", shape=())
+        table = to_text(certificate(row, total=whole, guarantee=Guarantee.PROVED), width=120)
+        (line,) = re.findall(r"^ w .*$", table, re.MULTILINE)
+        shown = line.split()[-2]
+        assert Fraction(shown) >= Fraction(row.tightness or 0)
+        assert abs(float(shown) - float(text)) < 0.11
 
 
 def test_values_that_are_not_finite_never_crash_the_table() -> None:
@@ -140,7 +171,7 @@ def test_values_that_are_not_finite_never_crash_the_table() -> None:
     assert ["a", "2x3", "?", "4", "bad", "?", "0.0", "NONE"] in lines
     assert ["b", "2x3", "2.00e+00", "ref.", "bad", "?", "?", "NONE"] in lines
     assert ["c", "2x3", "2.00e+00", "inf", "2.00e-07", "0.0", "ESTIMATED"] in lines
-    assert "NON-FINITE: NaN first arises in aten.log.default" in text
+    assert "Not finite: NaN first arises in aten.log.default" in text
     assert "unknown, not all values are finite" in text
     assert "Loss ? computed, -inf reference." in text
 
@@ -159,7 +190,7 @@ def test_names_are_printed_as_they_are() -> None:
     )
     text = to_text(made, width=400)
     assert text.count(name) == 11
-    assert f"NO RULE FOR: op {name} (2 calls)" in text
+    assert f"No rule for: op {name} (2 calls)" in text
 
 
 def test_of_many_parameters_the_worst_are_shown() -> None:

@@ -309,6 +309,27 @@ def kernel_note() -> tuple[str, ...]:
     )
 
 
+def vanishing(rows: Iterable[GradientAccuracy], entrywise: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Absolute bounds of the gradients that may be exactly zero, for which no relative one exists.
+
+    Args:
+        rows: All gradients, with their bounds.
+        entrywise: Their entry-wise bounds.
+    """
+    found = [
+        f"{visible(row.name)} at most {upper(float(norm_up(entrywise[row.name])))}"
+        for row in rows
+        if row.error_bound == math.inf and row.radius is not None and math.isfinite(row.radius)
+    ]
+    if not found:
+        return ()
+    shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    return (
+        "The exact gradient may be zero, so that its relative error has no bound; 2-norm of the "
+        f"absolute error: {shown}.",
+    )
+
+
 def with_bound(
     row: GradientAccuracy, computed: Tensor, radii: Radii
 ) -> tuple[GradientAccuracy, Tensor]:

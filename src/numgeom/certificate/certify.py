@@ -18,6 +18,7 @@ from numgeom.certificate.bounds import (
     assumed,
     find_radii,
     kernel_note,
+    vanishing,
     with_bound,
     with_total_bound,
 )
@@ -201,6 +202,7 @@ def certify(
             *_otherwise(kinks, radii),
             *(kernel_note() if radii.method else ()),
             *((f"The reference may be wrong: {explain(broken)}",) if broken else ()),
+            *vanishing(rows, entrywise),
             *_notes(rows, without, differences, computed is not None, on_cpu),
         ),
         seconds=time.perf_counter() - start,
@@ -313,7 +315,7 @@ def _replay_note(differences: tuple[GradientAccuracy, ...], on_cpu: bool) -> str
     worst = total(differences).largest_entry_error
     names = _shortened([row.name for row in differences])
     text = (
-        f"THE RECORDING DOES NOT REPRODUCE THE STEP: replayed in the recorded formats, "
+        f"The recording does not reproduce the step: replayed in the recorded formats, "
         f"{len(differences)} gradients differ from the recorded ones by up to {upper(worst)} in an "
         f"entry ({names}). "
     )

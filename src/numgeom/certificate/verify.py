@@ -111,11 +111,11 @@ class Verification:
         more = len(self.differences) - 5
         what += f"; and {more} more" if more > 0 else ""
         if self.verdict is Verdict.CHANGED:
-            return f"NOT VERIFIED, the file was changed after it was written: {what}."
+            return f"Not verified, the file was changed after it was written: {what}."
         if self.verdict is Verdict.OTHER:
-            return f"NOT VERIFIED: {what}."
+            return f"Not verified: {what}."
         text = (
-            "NOT VERIFIED HERE: the certificate was made elsewhere ("
+            "Not verified here: the certificate was made elsewhere ("
             + "; ".join(self.circumstances)
             + "), where other bits may be right, so this neither confirms nor refutes it. "
         )

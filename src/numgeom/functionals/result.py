@@ -145,7 +145,7 @@ class TrackingResult:
         lines = []
         if self.unknown_ops:
             names = ", ".join(f"{name} ({n})" for name, n in self.unknown_ops.items())
-            lines.append(f"GUARANTEE NONE: no rule for {names}")
+            lines.append(f"Guarantee NONE: no rule for {names}")
         lines.append(
             f"Error of the gradient: at most {upper(self.total.error_bound)} (relative, 2-norm), "
             f"guarantee {self.guarantee}; about {upper(self.total.expected_error)}, ESTIMATED"

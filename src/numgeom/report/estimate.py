@@ -88,7 +88,7 @@ def plan_view(plan: PrecisionPlan, checked: Verification | None) -> Group:
     if lost:
         lines.append(Text(visible(f"Numbers that become zero: {', '.join(lost)}.")))
     if checked is not None:
-        verdict = "holds" if checked.holds else "DOES NOT HOLD"
+        verdict = "holds" if checked.holds else "does not hold"
         lines.append(
             Text(
                 f"Run for real: measured error {nearest(checked.measured_error)}, predicted "

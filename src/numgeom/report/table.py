@@ -30,6 +30,9 @@ from numgeom.results.accuracy import MOST_DIGITS, GradientAccuracy
 from numgeom.results.guarantee import Guarantee
 from numgeom.visible import visible
 
+MUCH_WORSE = 100.0
+"""A gradient whose relative error is so many times that of the total is named in the headline."""
+
 _COLOURS = {
     Guarantee.NONE: "red",
     Guarantee.ESTIMATED: "yellow",
@@ -55,9 +58,9 @@ def view(certificate: Certificate, *, rows: int = 40) -> RenderableType:
     """
     parts: list[RenderableType] = [_summary(certificate)]
     if certificate.first_nonfinite is not None:
-        parts.append(_paragraph("NON-FINITE", certificate.first_nonfinite.describe(), "bold red"))
+        parts.append(_paragraph("Not finite", certificate.first_nonfinite.describe(), "bold red"))
     if certificate.unknown_ops:
-        parts.append(_paragraph("NO RULE FOR", _counts(certificate), "bold red"))
+        parts.append(_paragraph("No rule for", _counts(certificate), "bold red"))
     parts.append(_Gradients(certificate, rows))
     if any(not math.isnan(module.observed_error) for module in certificate.worst_modules()):
         parts.append(_modules(certificate))
@@ -90,7 +93,25 @@ def headline(certificate: Certificate) -> Text:
         text.append("no difference from the float64 reference", "bold")
     else:
         text.append(f"{upper(total.observed_error)} (relative, 2-norm)", "bold")
+    worst = _much_worse(certificate)
+    if worst is not None:
+        error = _error_of(worst)
+        shown = upper(error) if math.isfinite(error) else "no relative bound"
+        text.append(f", worst {visible(worst.name)}: {shown}", "bold")
     return text.append(", guarantee ").append_text(_level(certificate.guarantee))
+
+
+def _much_worse(certificate: Certificate) -> GradientAccuracy | None:
+    """The gradient with the largest error, where that is far above the error of the total."""
+    worst = max(certificate.parameters.values(), key=_badness, default=None)
+    total = _error_of(certificate.total)
+    if worst is None or math.isnan(total) or not _badness(worst) > MUCH_WORSE * total:
+        return None
+    return worst
+
+
+def _error_of(row: GradientAccuracy) -> float:
+    return row.observed_error if row.error_bound is None else row.error_bound
 
 
 def _summary(certificate: Certificate) -> Text:
@@ -189,7 +210,7 @@ def _chosen(certificate: Certificate, limit: int) -> list[GradientAccuracy]:
 
 
 def _badness(row: GradientAccuracy) -> float:
-    error = row.observed_error if row.error_bound is None else row.error_bound
+    error = _error_of(row)
     return math.inf if math.isnan(error) else error
 
 
@@ -215,6 +236,12 @@ def _digits(row: GradientAccuracy) -> str:
     return digits_text(row.digits)
 
 
+def _ratio(row: GradientAccuracy) -> str:
+    """Three digits of the ratio, or of what it is above 1."""
+    ratio = row.tightness
+    return upper_short(ratio, 5 if ratio is not None and ratio < 1.01 else 3)
+
+
 _ALWAYS = (
     _Column("shape", "", _shape),
     _Column("norm", "2-norm", lambda row: nearest(row.computed_norm)),
@@ -224,7 +251,7 @@ _ALWAYS = (
 )
 _WITH_A_BOUND = (
     _Column("error\nbound", "relative", lambda row: upper(row.error_bound)),
-    _Column("bound /\nobserved", "ratio", lambda row: upper(row.tightness)),
+    _Column("bound /\nobserved", "ratio", _ratio),
 )
 # What a narrow terminal leaves out, first to last.
 _LESS_NEEDED = ("shape", "norm", "largest\nentry error", "bound /\nobserved")
