@@ -26,6 +26,7 @@ from numgeom.ops.balls import (
 )
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.kinks import GIVEN_INDICES
+from numgeom.ops.tangents import linear_tangent
 from numgeom.ops.traits import Traits
 
 aten = torch.ops.aten
@@ -89,6 +90,7 @@ def accumulation(
     data: tuple[int, ...] = (0,),
     decisions: tuple[int, ...] = (),
     reals_alone: bool = False,
+    fixed: tuple[int, ...] = (),
 ) -> Op:
     """Describe an op that adds up entries of its data.
 
@@ -98,6 +100,7 @@ def accumulation(
         data: Positions of the arguments whose entries are added up.
         decisions: Positions of the arguments that tell where they go.
         reals_alone: Whether torch does this for real numbers only, never for integers.
+        fixed: Positions of tensors of which only the shape counts.
     """
     return Op(
         name=name,
@@ -110,4 +113,5 @@ def accumulation(
         source=SUM_SOURCE,
         traits=Traits(adds=True),
         examples=examples,
+        tangent=linear_tangent(partial(accumulated_rounding, data=data), data=data, fixed=fixed),
     )

@@ -28,6 +28,7 @@ from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kinks import NO_KINKS
 from numgeom.ops.pooling import as_list
+from numgeom.ops.tangents import linear_tangent
 from numgeom.ops.traits import Traits
 from numgeom.ops.windows import adaptive_windows
 
@@ -71,6 +72,7 @@ def _average(name: str, roundings: Count, *examples: Example) -> Op:
         traits=Traits(adds=True),
         source="weighted sum of n terms in any order (Higham 2002, sec. 3.1)",
         examples=examples,
+        tangent=linear_tangent(partial(_mean_rounding, roundings=roundings), fixed=(1,)),
     )
 
 

@@ -19,6 +19,7 @@ from numgeom.ops.drawing import booleans, integers, whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kinks import Kinks, Where
+from numgeom.ops.tangents import Moved, Pushed, require_known
 from numgeom.ops.traits import Moves, Places, Traits
 
 
@@ -86,6 +87,16 @@ def _doubt(call: Evaluation) -> Tensor | None:
     return None if found is None else found.expand(call.y.shape)
 
 
+def _tangent(call: Evaluation, moved: Moved) -> Pushed | None:
+    """Real numbers pass as they are; in a replay all of them are float64 numbers."""
+    source = 1 if call.name == "copy" else 0
+    require_known(call, moved, source, *((0,) if source else ()))
+    if source not in moved or is_decision(call.y):
+        return None
+    lanes = moved[source].beside(call.y)
+    return Pushed(lanes.expand(len(lanes), *call.y.shape))
+
+
 def _makes_decisions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     del args
     dtype = kwargs.get("dtype")
@@ -104,6 +115,7 @@ def _cast(name: str, *examples: Example, kinks: Kinks, traits: Traits) -> Op:
         source="IEEE 754: integers up to 2^53 are float64 numbers",
         examples=examples,
         traits=traits,
+        tangent=_tangent,
     )
 
 

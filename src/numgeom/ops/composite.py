@@ -28,6 +28,7 @@ from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.intervals import elementary_error
 from numgeom.ops.jets import Jet
 from numgeom.ops.kinks import Kinks
+from numgeom.ops.tangents import Key, Slope, elementwise_tangent
 from numgeom.ops.traits import NO_TRAITS, Traits
 
 Inputs = tuple[Operand, ...]
@@ -115,6 +116,13 @@ def composite(
         assert formula.doubt is not None
         return formula.doubt(call, inputs).expand(call.y.shape)
 
+    def slopes(call: Evaluation, moving: frozenset[Key]) -> dict[Key, Slope]:
+        del moving
+        first = jet_of(call, inputs_of(call), 1).first
+        return {
+            i: Slope(0.0) if part is None else Slope.enclosed(part) for i, part in enumerate(first)
+        }
+
     count = len(formula.arguments)
     pairs = tuple((i, j) for i in range(count) for j in range(i, count))
 
@@ -131,6 +139,7 @@ def composite(
         examples=examples,
         traits=traits,
         multiplicity=lambda call: repeats(call, *pairs),
+        tangent=elementwise_tangent(slopes),
     )
 
 

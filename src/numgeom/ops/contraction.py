@@ -31,6 +31,14 @@ from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kernel_errors import ADDED_PRODUCT, MATRIX_PRODUCT
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.tangents import (
+    Moved,
+    Pushed,
+    added_pushed,
+    bilinear_pushed,
+    require_known,
+    scaled_pushed,
+)
 from numgeom.ops.traits import Autocast, Product, Traits
 
 _SOURCE = "sum of n products in any order (Higham 2002, sec. 3.1)"
@@ -70,12 +78,19 @@ def _product(
         radii = (radius_of(call, 0), radius_of(call, 1))
         return bilinear_second_order(multiply, radii, length(call.args[0]))
 
+    def tangent(call: Evaluation, moved: Moved) -> Pushed | None:
+        require_known(call, moved, 0, 1)
+        if is_decision(call.y):
+            return None
+        return bilinear_pushed(multiply, call.args[:2], moved, (0, 1), length(call.args[0]))
+
     return Op(
         name=name,
         kind=Kind.CONTRACTION,
         rounding=rounding,
         spread=spread,
         second_order=second_order,
+        tangent=tangent,
         doubt=_decision_doubt,
         kinks=NO_KINKS,
         source=_SOURCE,
@@ -145,12 +160,28 @@ def _added_product(name: str, multiply: Multiply, *examples: Example, batch: boo
         alpha = scales(call)[1]
         return found if found is None or alpha == 1 else mul_up(found, alpha)
 
+    def tangent(call: Evaluation, moved: Moved) -> Pushed | None:
+        require_known(call, moved, 0, 1, 2)
+        if is_decision(call.y):
+            return None
+        beta, alpha = float(call.arg(3, "beta", 1)), float(call.arg(4, "alpha", 1))
+        parts: list[Pushed] = []
+        if 1 in moved or 2 in moved:
+            product = bilinear_pushed(multiply, call.args[1:3], moved, (1, 2), terms(call))
+            parts.append(scaled_pushed(product, alpha))
+        if 0 in moved and beta != 0:
+            own = moved[0].beside(call.y)
+            own = Pushed(own.expand(len(own), *call.y.shape))
+            parts.append(scaled_pushed(own, beta))
+        return added_pushed(parts)
+
     return Op(
         name=name,
         kind=Kind.CONTRACTION,
         rounding=rounding,
         spread=spread,
         second_order=second_order,
+        tangent=tangent,
         doubt=_decision_doubt,
         kinks=NO_KINKS,
         source=_SOURCE,

@@ -31,6 +31,7 @@ from numgeom.ops.examples import example, normal
 from numgeom.ops.kernel_errors import CONVOLUTION as CONVOLUTION_ERRORS
 from numgeom.ops.kernel_errors import CONVOLUTION_BACKWARD
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.tangents import Moved, Pushed, added_pushed, bilinear_pushed, require_known
 from numgeom.ops.traits import Autocast, Product, Traits
 
 aten = torch.ops.aten
@@ -74,6 +75,17 @@ def _spread(call: Evaluation) -> Bound:
 def _second_order(call: Evaluation) -> Bound:
     radii = (call.radius(0), call.radius(1))
     return bilinear_second_order(_multiply(call), radii, _terms(call))
+
+
+def _tangent(call: Evaluation, moved: Moved) -> Pushed | None:
+    require_known(call, moved, 0, 1, 2)
+    parts: list[Pushed] = []
+    if 0 in moved or 1 in moved:
+        parts.append(bilinear_pushed(_multiply(call), call.args[:2], moved, (0, 1), _terms(call)))
+    if 2 in moved:
+        own = moved[2].lanes.reshape(len(moved[2].lanes), 1, -1, *[1] * (call.y.dim() - 2))
+        parts.append(Pushed(own.expand(len(own), *call.y.shape)))
+    return added_pushed(parts)
 
 
 def _per_channel(bias: Tensor, y: Tensor) -> Tensor:
@@ -153,6 +165,25 @@ def _backward_second_order(call: Evaluation) -> tuple[Bound, Bound, Bound]:
     return x, w, None
 
 
+def _backward_tangent(call: Evaluation, moved: Moved) -> tuple[Pushed | None, ...]:
+    require_known(call, moved, 0, 1, 2)
+    op = _Backward(call)
+    x = w = b = None
+    if op.mask[0] and (0 in moved or 2 in moved):
+        x = bilinear_pushed(op.grad_x, (op.g, op.w), moved, (0, 2), op.terms_x)
+    if op.mask[1] and (0 in moved or 1 in moved):
+        w = bilinear_pushed(op.grad_w, (op.g, op.x), moved, (0, 1), op.terms_w)
+    if op.mask[2] and 0 in moved:
+        g = moved[0]
+
+        def rounding(size: Tensor) -> Bound:
+            del size
+            return mul_up(op.sum_b(g.size), gamma_up(max(0, op.terms_b - 1), UNIT_ROUNDOFF))
+
+        b = Pushed(g.lanes.sum((1, *range(3, g.lanes.dim()))), rounding, fresh=True)
+    return x, w, b
+
+
 def _settings(
     dims: int,
     *,
@@ -191,6 +222,7 @@ CONVOLUTION: tuple[Op, ...]  = (
             autocast=Autocast.LOW,
             kernel=CONVOLUTION_ERRORS,
         ),
+        tangent=_tangent,
         source=_SOURCE,
         examples=(
             example(normal(2, 3, 5, 4), normal(2, 3, 3, 2), normal(2), *_PLAIN),
@@ -213,6 +245,7 @@ CONVOLUTION: tuple[Op, ...]  = (
         doubt=None,
         kinks=NO_KINKS,
         traits=Traits(adds=True, autocast=Autocast.LOW, kernel=CONVOLUTION_BACKWARD),
+        tangent=_backward_tangent,
         source=_SOURCE,
         examples=(
             example(normal(2, 2, 3, 3), normal(2, 3, 5, 4), normal(2, 3, 3, 2), [2], *_PLAIN, _ALL),

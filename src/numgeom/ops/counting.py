@@ -27,6 +27,7 @@ from numgeom.ops.drawing import whole_numbers
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, given, normal, uniform
 from numgeom.ops.kinks import Kinks, Where
+from numgeom.ops.tangents import still
 from numgeom.ops.traits import Traits
 
 _ROUNDINGS = 32.0
@@ -96,6 +97,7 @@ COUNTING: tuple[Op, ...] = (
         rounding=_rounding,
         spread=_spread,
         second_order=None,
+        tangent=still,
         doubt=_doubt,
         kinks=Kinks(Where.BOUND, "the edges of the bins", jumps=True),
         traits=Traits(piecewise_constant=True, nondeterministic_on_cuda=True),

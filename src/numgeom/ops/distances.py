@@ -13,6 +13,7 @@ argument of `bilinear` the multiplicity is the square root of that number.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,7 @@ from numgeom.ops.balls import filled, unknown_unless_finite
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import Maker, example, normal
 from numgeom.ops.kinks import Kinks, Where
+from numgeom.ops.tangents import Moved, NoTangentRuleError, Pushed, Stack, require_known
 from numgeom.ops.vector_norms import norm_remainder
 
 _MANY_POINTS = 25  # aten/src/ATen/native/Distance.cpp: beyond it p = 2 takes the products way
@@ -107,6 +109,52 @@ def _doubt(call: Evaluation) -> Tensor | None:
     bound = _rounding(call)
     assert bound is not None
     return (move > 0) & ~(sub_down(call.y, bound) > move)
+
+
+def _tangent(call: Evaluation, moved: Moved) -> Pushed:
+    """t_ij = sum over k of w_ijk (t_a - t_b), with w = (a - b) / y for p = 2, y as computed.
+
+    For p = 1 the weights are signs, for the largest coordinate all but one are 0.
+    """
+    require_known(call, moved, 0, 1)
+    a, b, y, k = call.args[0], call.args[1], call.y, call.args[0].shape[-1]
+    p = float(call.args[2])
+    if p not in (1.0, 2.0, math.inf):
+        raise NoTangentRuleError(f"_cdist_forward has no tangent rule for p = {p}.")
+    weights = a.unsqueeze(-2) - b.unsqueeze(-3)
+    if p == math.inf:
+        place = torch.argmax(weights.abs(), -1, keepdim=True)
+        weights = torch.zeros_like(weights).scatter(-1, place, torch.sign(weights))
+    elif p == 1.0:
+        weights = torch.sign(weights)
+    da, db = moved.get(0), moved.get(1)
+    apart = y > 0 if p == 2.0 else torch.ones_like(y, dtype=torch.bool)
+    divisor = torch.where(apart, y, 1.0) if p == 2.0 else torch.ones_like(y)
+
+    def change(read: Callable[[Stack], Tensor], sign: float) -> Tensor:
+        left = None if da is None else read(da).unsqueeze(-2)
+        right = None if db is None else read(db).unsqueeze(-3)
+        if left is None or right is None:
+            assert left is not None or right is not None
+            return left if left is not None else right * sign  # type: ignore[operator]  # one is
+        return left + right * sign
+
+    total = (weights * change(lambda stack: stack.lanes, -1.0)).sum(-1)
+    lanes = torch.where(apart, total / divisor, 0.0)
+
+    def rounding(size: Tensor) -> Tensor:
+        sizes = change(lambda stack: stack.size, 1.0)
+        terms = cover_roundings((weights.abs() * sizes).sum(-1), k + 4)
+        own = add_up(mul_up(terms, gamma_up(k + 6, UNIT_ROUNDOFF)), (k + 2) * TINY)
+        if p == 2.0:
+            off = _rounding(call)
+            assert off is not None
+            least = sub_down(divisor, off).clamp_min(0.0)
+            own = add_up(div_up(own, least), mul_up(size, div_up(off, least)))
+            own = torch.where(apart, add_up(own, TINY), math.inf)
+        return torch.where((sizes > 0).any(-1), own, 0.0)
+
+    return Pushed(lanes, rounding, fresh=True)
 
 
 def _multiplicity(call: Evaluation) -> float:
@@ -194,6 +242,48 @@ def _backward_second_order(call: Evaluation) -> Bound:
     return _Terms(call).second_order().reshape(call.y.shape)
 
 
+def _backward_tangent(call: Evaluation, moved: Moved) -> Pushed:
+    """Sum over j of t_g q + g (t_a - t_b - q t_y) / y, with q = (a - b) / y; 0 where y is."""
+    require_known(call, moved, 0, 1, 2, 4)
+    if not _has_rule(call):
+        raise NoTangentRuleError("_cdist_backward has a tangent rule for p = 2 alone.")
+    g, a, b, _, d = call.args[:5]
+    apart = (d != 0).unsqueeze(-1)
+    inverse = torch.where(apart, 1.0 / d.unsqueeze(-1), 0.0)
+    quotient = (a.unsqueeze(-2) - b.unsqueeze(-3)) * inverse
+    weight = g.unsqueeze(-1) * inverse
+    places = {0: -1, 1: -2, 2: -3, 4: -1}
+    factors = {0: quotient, 1: weight, 2: -weight, 4: -(weight * quotient)}
+
+    def total(read: Callable[[Stack], Tensor], *, sizes: bool) -> Tensor:
+        found: Tensor | None = None
+        for key, stack in moved.items():
+            factor = factors[key].abs() if sizes else factors[key]
+            term = read(stack).unsqueeze(places[key]) * factor
+            found = term if found is None else found + term
+        assert found is not None
+        return found.sum(-2)
+
+    lanes = total(lambda stack: stack.lanes, sizes=False)
+
+    def rounding(size: Tensor) -> Tensor:
+        del size
+        terms = cover_roundings(total(lambda stack: stack.size, sizes=True), g.shape[-1] + 16)
+        # 1 / y, two products for each factor, and the difference a - b; the sum.
+        bound = mul_up(terms, gamma_up(g.shape[-1] + 16, UNIT_ROUNDOFF))
+        largest = max(float(t.abs().amax()) if t.numel() else 0.0 for t in (inverse, weight))
+        spread = sum(float(s.size.sum()) for s in moved.values())
+        lost = 64.0 * TINY * g.shape[-1] * (1.0 + largest) * (1.0 + largest) * (1.0 + spread)
+        moves = any(bool(s.size.any()) for s in moved.values())
+        return add_up(bound, lost if moves else 0.0)
+
+    return Pushed(
+        lanes.reshape(-1, *call.y.shape),
+        lambda size: rounding(size).reshape(call.y.shape),
+        fresh=True,
+    )
+
+
 def _backward_doubt(call: Evaluation) -> Tensor | None:
     """Where a distance may be 0, the derivative jumps."""
     d, r = call.args[4].abs(), call.radius(4)
@@ -226,6 +316,7 @@ DISTANCES: tuple[Op, ...] = (
         rounding=_rounding,
         spread=_spread,
         second_order=_second_order,
+        tangent=_tangent,
         multiplicity=_multiplicity,
         doubt=_doubt,
         kinks=_COINCIDE,
@@ -246,6 +337,7 @@ DISTANCES: tuple[Op, ...] = (
         rounding=_backward_rounding,
         spread=_backward_spread,
         second_order=_backward_second_order,
+        tangent=_backward_tangent,
         multiplicity=lambda call: math.sqrt(call.y.shape[-1]) + 1e-9,
         doubt=_backward_doubt,
         kinks=replace(_COINCIDE, inputs=(4,), jumps=True),

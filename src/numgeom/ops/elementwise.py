@@ -24,6 +24,7 @@ from numgeom.ops.derivatives import ELEMENTARY, Derivatives
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.intervals import Interval, elementary_error
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.tangents import Key, Slope, elementwise_tangent
 from numgeom.ops.traits import NO_TRAITS, Traits
 
 MEASURED = "numgeom.arithmetic.accuracy (measured)"
@@ -201,6 +202,10 @@ def smooth_unary(
         bound = mul_up(mul_up(curvature, 0.5), mul_up(x.r, x.r))
         return finish_spread(call, bound, (x,))
 
+    def slopes(call: Evaluation, moving: frozenset[Key]) -> dict[Key, Slope]:
+        del moving
+        return {0: Slope.enclosed(derivatives(call, operand(call, 0).box()).first)}
+
     return Op(
         name=name,
         kind=Kind.ELEMENTWISE,
@@ -209,6 +214,7 @@ def smooth_unary(
         second_order=second_order,
         doubt=None,
         kinks=NO_KINKS,
+        tangent=elementwise_tangent(slopes),
         domain=domain,
         source=source,
         examples=examples,

@@ -42,6 +42,7 @@ from numgeom.ops.examples import (
     whole,
 )
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.tangents import Key, Slope, elementwise_tangent, finite_slope
 from numgeom.ops.traits import Moves, Places, Product, Traits
 
 SMALLEST_NORMAL = 2.0**-1022
@@ -91,6 +92,12 @@ def _sum_rounding(call: Evaluation) -> Bound:
             product = mul_up(mul_up(x.abs(), abs(factor)), UNIT_ROUNDOFF)
             bound = total(correctly_rounded(call.y), product, either(x == 0, 0.0, TINY))
     return finish_rounding(call, bound, (a, b))
+
+
+def _sum_slopes(call: Evaluation, moving: frozenset[Key]) -> dict[Key, Slope]:
+    del moving
+    _, _, p, q = _terms(call)
+    return {key: Slope(f, plain=abs(f) == 1.0) for key, f in ((0, p), (1, q), ("other", q))}
 
 
 def _has_no_zero(x: Tensor) -> bool:
@@ -185,6 +192,14 @@ def _mul_rounding(call: Evaluation) -> Bound:
     return finish_rounding(call, bound, (a, b))
 
 
+def product_slopes(call: Evaluation, moving: frozenset[Key]) -> dict[Key, Slope]:
+    """Each factor is the slope along the other one."""
+    del moving
+    a, b = operand(call, 0), operand(call, 1, "other")
+    along_a, along_b = finite_slope(b.x), finite_slope(a.x)
+    return {0: along_a, 1: along_b, "other": along_b}
+
+
 def _mul_spread(call: Evaluation) -> Bound:
     a, b = operand(call, 0), operand(call, 1, "other")
     if is_decision(call.y) or (a.r is None and b.r is None):
@@ -223,6 +238,7 @@ def _sum(name: str) -> Op:
         rounding=_sum_rounding,
         spread=_sum_spread,
         second_order=None,
+        tangent=elementwise_tangent(_sum_slopes),
         doubt=doubt_of_integers,
         kinks=NO_KINKS,
         source=IEEE,
@@ -237,6 +253,7 @@ MULTIPLICATION = Op(
     rounding=_mul_rounding,
     spread=_mul_spread,
     second_order=_mul_second_order,
+    tangent=elementwise_tangent(product_slopes),
     doubt=doubt_of_integers,
     kinks=NO_KINKS,
     source=IEEE,
@@ -262,6 +279,7 @@ ARITHMETIC: tuple[Op, ...] = (
         rounding=None,
         spread=_negation_spread,
         second_order=None,
+        tangent=elementwise_tangent(lambda call, moving: {0: Slope(-1.0, plain=True)}),
         doubt=doubt_of_integers,
         kinks=NO_KINKS,
         source="IEEE 754: changes the sign bit",

@@ -36,6 +36,7 @@ from numgeom.ops.examples import (
     whole,
 )
 from numgeom.ops.kinks import AT_ZERO, Kinks, Where
+from numgeom.ops.tangents import Key, Slope, elementwise_tangent
 from numgeom.ops.traits import Traits
 
 _KINK = (1.0, -1.0, 0.5, *NASTY)
@@ -123,6 +124,23 @@ def _number(value: float) -> Operand:
     return Operand(torch.tensor(value, dtype=torch.float64), None)
 
 
+def _picked(call: Evaluation, moving: frozenset[Key]) -> dict[Key, Slope]:
+    """1 for the argument that was picked, the first of them where several are equal."""
+    found: dict[Key, Slope] = {}
+    free: Tensor | None = None
+    for key, value in (*enumerate(call.args), *call.kwargs.items()):
+        if value is None:
+            continue
+        mine = call.y == value
+        if call.name == "relu":
+            mine = call.y > 0
+        mine = mine if free is None else mine & free
+        free = ~mine if free is None else free & ~mine
+        if key in moving:
+            found[key] = Slope(mine.to(torch.float64), plain=True)
+    return found
+
+
 def _choice_op(
     name: str,
     choose: Chooser,
@@ -153,6 +171,7 @@ def _choice_op(
         rounding=None,
         spread=spread,
         second_order=None,
+        tangent=elementwise_tangent(_picked),
         doubt=doubt,
         kinks=kinks,
         source=_EXACT,
@@ -214,6 +233,12 @@ def _threshold_spread(call: Evaluation) -> Bound:
 def _threshold_doubt(call: Evaluation) -> Tensor | None:
     x, sides, _ = _threshold(call)
     return None if x.r is None else sides.doubt
+
+
+def _above(call: Evaluation, threshold: float, below: float) -> Slope:
+    """The slope of two branches: 1 above a threshold, another one up to it."""
+    value = either(call.args[0] > threshold, 1.0, below)
+    return Slope(value, plain=below in (0.0, 1.0, -1.0))
 
 
 def _leaky(call: Evaluation) -> tuple[Operand, Sides, float]:
@@ -296,6 +321,9 @@ CHOICES: tuple[Op, ...] = (
         rounding=None,
         spread=_abs_spread,
         second_order=None,
+        tangent=elementwise_tangent(
+            lambda call, moving: {0: Slope(torch.sign(call.args[0]), plain=True)}
+        ),
         doubt=_abs_doubt,
         kinks=AT_ZERO,
         traits=Traits(chooses=True, entrywise=True),
@@ -308,6 +336,9 @@ CHOICES: tuple[Op, ...] = (
         rounding=None,
         spread=_threshold_spread,
         second_order=None,
+        tangent=elementwise_tangent(
+            lambda call, moving: {0: _above(call, float(call.arg(1, "threshold")), 0.0)}
+        ),
         doubt=_threshold_doubt,
         kinks=Kinks(Where.EQUAL, "at the threshold, where it jumps", inputs=(0, 1), jumps=True),
         traits=Traits(entrywise=True),
@@ -324,6 +355,9 @@ CHOICES: tuple[Op, ...] = (
         rounding=_leaky_rounding,
         spread=_leaky_spread,
         second_order=None,
+        tangent=elementwise_tangent(
+            lambda call, moving: {0: _above(call, 0.0, float(call.arg(1, "negative_slope", 0.01)))}
+        ),
         doubt=_leaky_doubt,
         kinks=AT_ZERO,
         traits=Traits(entrywise=True),

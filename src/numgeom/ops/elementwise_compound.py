@@ -34,8 +34,10 @@ from numgeom.ops.elementwise_arithmetic import (
 from numgeom.ops.elementwise_division import quotient_remainder, quotient_spread
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, given, normal, scalar, uniform
+from numgeom.ops.intervals import Interval, reciprocal
 from numgeom.ops.kernel_errors import THREE_STEPS
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.tangents import Key, Slope, elementwise_tangent
 from numgeom.ops.traits import Traits
 
 
@@ -126,6 +128,37 @@ def _lerp_second_order(call: Evaluation) -> Bound:
     return finish_spread(call, bound, (s, e, w))
 
 
+def _by_name(first: Slope, second: Slope, third: Slope, *names: str) -> dict[Key, Slope]:
+    return {0: first, 1: second, 2: third, names[0]: second, names[1]: third}
+
+
+def _addcmul_slopes(call: Evaluation, moving: frozenset[Key]) -> dict[Key, Slope]:
+    del moving
+    _, a, b, _ = _compound(call)
+    value = float(call.arg(3, "value", 1))
+    along_a, along_b = (Slope.enclosed(Interval.exact(x.x) * value) for x in (b, a))
+    return _by_name(Slope(1.0, plain=True), along_a, along_b, "tensor1", "tensor2")
+
+
+def _addcdiv_slopes(call: Evaluation, moving: frozenset[Key]) -> dict[Key, Slope]:
+    del moving
+    _, a, b, _ = _compound(call)
+    value = float(call.arg(3, "value", 1))
+    inverse = reciprocal(Interval.exact(b.x))
+    along_a = inverse * value
+    along_b = -(Interval.exact(a.x) * inverse * along_a)
+    slopes = (Slope.enclosed(along_a), Slope.enclosed(along_b))
+    return _by_name(Slope(1.0, plain=True), *slopes, "tensor1", "tensor2")
+
+
+def _lerp_slopes(call: Evaluation, moving: frozenset[Key]) -> dict[Key, Slope]:
+    del moving
+    s, e, w = operand(call, 0), operand(call, 1, "end"), operand(call, 2, "weight")
+    rest = Slope.enclosed(1.0 - Interval.exact(w.x))
+    apart = Slope.enclosed(Interval.exact(e.x) - Interval.exact(s.x))
+    return _by_name(rest, Slope(w.x), apart, "end", "weight")
+
+
 _CANCELLED = given(-0.1 * 0.3, -0.7 * 0.9, -1.3 * 1.7)
 _SOURCE = "IEEE 754, running error analysis of every order of evaluation"
 
@@ -136,6 +169,7 @@ COMPOUND: tuple[Op, ...] = (
         rounding=_addcmul_rounding,
         spread=_addcmul_spread,
         second_order=_addcmul_second_order,
+        tangent=elementwise_tangent(_addcmul_slopes),
         multiplicity=lambda call: repeats(call, (1, 2)),
         doubt=doubt_of_integers,
         kinks=NO_KINKS,
@@ -155,6 +189,7 @@ COMPOUND: tuple[Op, ...] = (
         rounding=_addcdiv_rounding,
         spread=_addcdiv_spread,
         second_order=_addcdiv_second_order,
+        tangent=elementwise_tangent(_addcdiv_slopes),
         multiplicity=lambda call: repeats(call, (1, 2), (2, 2)),
         doubt=None,
         kinks=NO_KINKS,
@@ -177,6 +212,7 @@ COMPOUND: tuple[Op, ...] = (
         rounding=_lerp_rounding,
         spread=_lerp_spread,
         second_order=_lerp_second_order,
+        tangent=elementwise_tangent(_lerp_slopes),
         multiplicity=lambda call: repeats(call, (0, 2), (1, 2)),
         doubt=None,
         kinks=NO_KINKS,

@@ -14,6 +14,7 @@ from numgeom.ops.elementwise import operand
 from numgeom.ops.entry import Evaluation, Kind, Op
 from numgeom.ops.examples import NASTY, binary_examples, example, given, mask, normal, whole
 from numgeom.ops.kinks import NO_KINKS, Kinks, Where
+from numgeom.ops.tangents import still
 from numgeom.ops.traits import Traits
 
 
@@ -46,6 +47,7 @@ def _decision(name: str) -> Op:
         rounding=None,
         spread=None,
         second_order=None,
+        tangent=still,
         doubt=_comparison_doubt,
         kinks=Kinks(Where.EQUAL, "where both sides are equal", inputs=(0, 1), jumps=True),
         source="IEEE 754: comparisons are exact",
@@ -69,6 +71,7 @@ def _classification(name: str) -> Op:
         rounding=None,
         spread=None,
         second_order=None,
+        tangent=still,
         doubt=_classification_doubt,
         kinks=NO_KINKS,
         source="IEEE 754",

@@ -17,8 +17,10 @@ from numgeom.arithmetic.rounding import (
     TINY,
     UNIT_ROUNDOFF,
     add_up,
+    cover_roundings,
     difference_up,
     div_up,
+    gamma_up,
     mul_up,
 )
 from numgeom.ops.elementwise import (
@@ -41,6 +43,7 @@ from numgeom.ops.elementwise_steps import whole_quotient_rounding, whole_quotien
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, given, normal, scalar, uniform, whole
 from numgeom.ops.kinks import Kinks, Where
+from numgeom.ops.tangents import Moved, Pushed, require_known, times
 from numgeom.ops.traits import Poles, Traits
 
 
@@ -147,6 +150,55 @@ def _div_doubt(call: Evaluation) -> Tensor | None:
     return (moved & ~(low == high)).expand(call.y.shape)
 
 
+def _div_tangent(call: Evaluation, moved: Moved) -> Pushed | None:
+    """t_y = (t_a - y t_b) / b; whole quotients stand still."""
+    _, b, mode = _quotient(call)
+    if mode is not None or is_decision(call.y):
+        return None
+    return quotient_tangent(call, moved, b.x)
+
+
+def quotient_tangent(call: Evaluation, moved: Moved, b: Tensor) -> Pushed:
+    """The quotient rule, with y computed: it is off by the rounding of the quotient itself."""
+    require_known(call, moved, 0, 1, "other")
+    da, db = moved.get(0), moved.get(1, moved.get("other"))
+    y = call.y
+    infinite = torch.isinf(y)
+    still = bool(infinite.any())  # an infinite dividend: y stays the same infinity
+    quotient = torch.where(infinite, 0.0, y) if still else y
+    total = None if db is None else db.beside(y) * -quotient
+    if da is not None:
+        total = da.beside(y) if total is None else total.add_(da.beside(y))
+    assert total is not None
+    lanes = total / b
+    if still:
+        lanes = torch.where(infinite, 0.0, lanes)
+    if lanes.shape[1:] != y.shape:
+        lanes = lanes.expand(len(lanes), *y.shape)
+
+    def rounding(size: Tensor) -> Tensor:
+        del size
+        # A product, a sum and a quotient, or one by a rounded reciprocal, which is one more.
+        bound = torch.zeros((), dtype=torch.float64, device=y.device)
+        support = torch.zeros((), dtype=torch.bool, device=y.device)
+        if da is not None:
+            bound = bound + da.size * gamma_up(5, UNIT_ROUNDOFF)
+            support = support | (da.size != 0)
+        if db is not None:
+            off = _div_rounding(call)
+            slope = quotient.abs() * gamma_up(6, UNIT_ROUNDOFF)
+            slope = slope if off is None else slope + off
+            bound = bound + times(slope, db.size)
+            support = support | ((db.size != 0) & (slope != 0))
+        inverse = div_up(cover_roundings(bound, 4) + support.to(torch.float64) * TINY, b.abs())
+        inverse = inverse + support.to(torch.float64) * (2.0 * TINY)
+        found = torch.where(support & torch.isfinite(b), inverse, 0.0)
+        found = torch.where(infinite, 0.0, found) if still else found
+        return cover_roundings(found, 2).expand(y.shape)
+
+    return Pushed(lanes, rounding, fresh=True)
+
+
 _DIVISORS = (
     example(normal(12), uniform(0.5, 3.0, 12), label="positive"),
     example(normal(3, 1), uniform(-2.0, -0.2, 4), label="broadcast"),
@@ -184,6 +236,7 @@ DIVISION: tuple[Op, ...] = (
         rounding=_div_rounding,
         spread=_div_spread,
         second_order=_div_second_order,
+        tangent=_div_tangent,
         doubt=_div_doubt,
         kinks=Kinks(
             Where.WHOLE,
@@ -204,6 +257,7 @@ DIVISION: tuple[Op, ...] = (
         rounding=_div_rounding,
         spread=_div_spread,
         second_order=None,
+        tangent=_div_tangent,
         doubt=_div_doubt,
         kinks=Kinks(Where.WHOLE, "where the quotient is a whole number", inputs=(0, 1), jumps=True),
         domain="divisor not 0",

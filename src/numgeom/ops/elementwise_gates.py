@@ -11,11 +11,18 @@ import torch
 from torch import Tensor
 
 from numgeom.arithmetic.rounding import TINY, UNIT_ROUNDOFF, add_up, difference_up, mul_up
-from numgeom.ops.elementwise import Operand, finish_rounding, finish_spread, operand
+from numgeom.ops.elementwise import (
+    Operand,
+    either,
+    finish_rounding,
+    finish_spread,
+    operand,
+)
 from numgeom.ops.elementwise_choices import sides_of
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import NASTY, example, given, normal
 from numgeom.ops.kinks import Kinks, Where
+from numgeom.ops.tangents import Key, Slope, elementwise_tangent
 from numgeom.ops.traits import Traits
 
 
@@ -97,10 +104,17 @@ def _gate(
         r, slope = g.radius(), abs(gate.slope)
         factor = torch.full_like(r, gate.slope)
         jump = difference_up(torch.ones_like(r), factor)
-        either = add_up(mul_up(g.x.abs(), jump), mul_up(r, max(1.0, slope)))
+        both = add_up(mul_up(g.x.abs(), jump), mul_up(r, max(1.0, slope)))
         closed = mul_up(r, slope)
-        bound = torch.where(gate.opened, r, torch.where(gate.shut, closed, either))
+        bound = torch.where(gate.opened, r, torch.where(gate.shut, closed, both))
         return finish_spread(call, bound, (g, x))
+
+    def slopes(call: Evaluation, moving: frozenset[Key]) -> dict[Key, Slope]:
+        del moving
+        gate = read(call)
+        factor = either(gate.opened, 1.0, gate.slope)
+        through = Slope(factor, plain=gate.slope in (0.0, 1.0, -1.0))
+        return {0: through, 1: Slope(0.0, plain=True), "self": Slope(0.0, plain=True)}
 
     def doubt(call: Evaluation) -> Tensor | None:
         gate = read(call)
@@ -114,6 +128,7 @@ def _gate(
         rounding=rounding if scales else None,
         spread=spread,
         second_order=None,
+        tangent=elementwise_tangent(slopes),
         doubt=doubt,
         kinks=kinks,
         source=source,

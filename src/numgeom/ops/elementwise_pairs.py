@@ -23,6 +23,14 @@ from numgeom.ops.examples import example, given, normal, unary_examples, uniform
 from numgeom.ops.intervals import Interval, constant, reciprocal
 from numgeom.ops.jets import Jet
 from numgeom.ops.kinks import NO_KINKS, Kinks, Where, smooth
+from numgeom.ops.tangents import (
+    Moved,
+    NoTangentRuleError,
+    Pushed,
+    Slope,
+    elementwise_tangent,
+    require_known,
+)
 from numgeom.ops.traits import Poles, Traits
 
 
@@ -114,6 +122,14 @@ def _noise_rounding(call: Evaluation) -> Bound:
     return MULTIPLICATION.rounding_of(product)
 
 
+def _noise_tangent(call: Evaluation, moved: Moved) -> Pushed | None:
+    require_known(call, moved, 0, 1, 2)
+    product = _as_product(call)
+    if product is None or MULTIPLICATION.tangent is None:
+        raise NoTangentRuleError(f"{call.name} has a tangent rule in training alone.")
+    return MULTIPLICATION.tangent(product, {k: moved[n] for k, n in ((0, 0), (1, 2)) if n in moved})
+
+
 def _noise_spread(call: Evaluation) -> Bound:
     product = _as_product(call)
     return None if product is None else MULTIPLICATION.spread_of(product)
@@ -186,6 +202,7 @@ PAIRS: tuple[Op, ...] = (
         rounding=None,
         spread=_passed_on,
         second_order=None,
+        tangent=elementwise_tangent(lambda call, moving: {0: Slope(1.0, plain=True)}),
         doubt=_finite_doubt,
         kinks=smooth("none: a finite number is passed on"),
         traits=Traits(entrywise=True),
@@ -200,6 +217,7 @@ PAIRS: tuple[Op, ...] = (
         second_order=_noise_second_order,
         doubt=None,
         kinks=smooth("none: the noise holds the slopes"),
+        tangent=_noise_tangent,
         source=IEEE,
         examples=(example(normal(6), normal(6), uniform(0.1, 1.0, 6), 0.125, 0.33, True, False),),
     ),

@@ -33,6 +33,7 @@ from numgeom.ops.examples import NASTY, example, given, normal, unary_examples, 
 from numgeom.ops.intervals import Interval, elementary_error, reciprocal
 from numgeom.ops.kernel_errors import THREE_STEPS
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.tangents import Key, Slope, elementwise_tangent
 from numgeom.ops.traits import NO_TRAITS, Autocast, Poles, Traits
 
 INF = math.inf
@@ -127,6 +128,25 @@ def _power_spread(call: Evaluation) -> Bound:
         slope_bound(partial.p.magnitude(), p.radius()),
     )
     return finish_spread(call, bound, (x, p))
+
+
+def _power_slopes(call: Evaluation, moving: frozenset[Key]) -> dict[Key, Slope]:
+    x, p = _bases(call)
+    n = _whole_exponent(call)
+    if n is not None:
+        box = Interval.exact(x.x)
+        along = {0: Slope(0.0, plain=True), 1: Slope(1.0, plain=True), 2: Slope(2.0 * x.x)}.get(n)
+        return {0: Slope.enclosed(float(n) * box.whole_power(n - 1)) if along is None else along}
+    partial = _Partials.over(x, p)
+    found: dict[Key, Slope] = {}
+    if 0 in moving:  # for x < 0 that of |x|^p: an even power falls there
+        mirrored = (x.x < 0) & (torch.fmod(p.x, 2.0) == 0)
+        slope = Slope.enclosed(partial.x)
+        value = torch.where(mirrored, -torch.as_tensor(slope.value), slope.value)
+        found[0] = Slope(value, slope.error)
+    if not moving <= {0}:
+        found[1] = found["exponent"] = Slope.enclosed(partial.p)
+    return found
 
 
 def _power_second_order(call: Evaluation) -> Bound:
@@ -246,6 +266,7 @@ SMOOTH: tuple[Op, ...] = (
         rounding=_power_rounding,
         spread=_power_spread,
         second_order=_power_second_order,
+        tangent=elementwise_tangent(_power_slopes),
         doubt=doubt_of_integers,
         kinks=NO_KINKS,
         domain="x > 0, or a whole exponent",

@@ -24,6 +24,7 @@ from numgeom.ops.entry import Bound, Evaluation, Fact, Kind, Op
 from numgeom.ops.examples import example, given, normal, unary_examples, uniform, whole
 from numgeom.ops.intervals import Interval
 from numgeom.ops.kinks import Kinks, Where
+from numgeom.ops.tangents import Key, Slope, elementwise_tangent, still
 from numgeom.ops.traits import Poles, Traits
 
 
@@ -102,6 +103,7 @@ def _step(name: str, kinks: Kinks, *, rounding: Fact | None = None) -> Op:
         rounding=rounding,
         spread=_step_spread,
         second_order=None,
+        tangent=still,
         doubt=_step_doubt,
         kinks=kinks,
         source="IEEE 754: exact",
@@ -144,6 +146,15 @@ def _remainder_rounding(call: Evaluation) -> Bound:
     return finish_rounding(call, bound, (a, b))
 
 
+def _remainder_slopes(call: Evaluation, moving: frozenset[Key]) -> dict[Key, Slope]:
+    """The derivative of a - n b, with a whole number n."""
+    del moving
+    a, b = operand(call, 0), operand(call, 1, "other")
+    low, high = whole_quotients(a, b, _MODES[call.name])
+    along_b = Slope.enclosed(Interval(-high, -low))
+    return {0: Slope(1.0, plain=True), 1: along_b, "other": along_b}
+
+
 def _remainder_spread(call: Evaluation) -> Bound:
     a, b = operand(call, 0), operand(call, 1, "other")
     if is_decision(call.y) or (a.r is None and b.r is None):
@@ -172,6 +183,7 @@ def _remainder(name: str) -> Op:
         rounding=_remainder_rounding,
         spread=_remainder_spread,
         second_order=None,
+        tangent=elementwise_tangent(_remainder_slopes),
         doubt=_remainder_doubt,
         kinks=Kinks(Where.WHOLE, "where the quotient is a whole number", inputs=(0, 1), jumps=True),
         domain="divisor not 0",
@@ -205,6 +217,7 @@ STEP_OPS: tuple[Op, ...] = (
         rounding=None,
         spread=_frac_spread,
         second_order=None,
+        tangent=elementwise_tangent(lambda call, moving: {0: Slope(1.0, plain=True)}),
         doubt=_frac_doubt,
         kinks=_WHOLE_BUT_ZERO,
         source="IEEE 754: the difference to the whole part is a float64 number",

@@ -115,6 +115,9 @@ class Op:
         traits: What the op does with its arguments, apart from how it rounds.
         complex_too: Whether the facts hold for complex entries, of which nothing but "certain" or
             "in doubt" is ever known. Without it a call with complex entries has no rule.
+        tangent: How small changes of the inputs pass, to first order, and what is rounded on the
+            way: gets the call and its inputs' tangents (`numgeom.ops.tangents`). None: there is no
+            rule of ours, and no certificate by linearisation of a program where one is needed.
     """
 
     name: str
@@ -130,6 +133,7 @@ class Op:
     multiplicity: Callable[[Evaluation], float] = lambda call: 1.0
     complex_too: bool = False
     traits: Traits = NO_TRAITS
+    tangent: Callable[[Evaluation, Mapping[int | str, Any]], Any] | None = None
 
     def applies_to(self, call: Evaluation) -> bool:
         """Whether the facts hold for this call; if not, the call has no rule."""

@@ -15,6 +15,7 @@ from numgeom.ops.drawing import wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.tangents import still
 from numgeom.ops.traits import Traits
 
 
@@ -27,6 +28,7 @@ def _filled(name: str, *examples: Example, source: str = "exact: a stated number
         second_order=None,
         doubt=None,
         kinks=NO_KINKS,
+        tangent=still,
         source=source,
         complex_too=True,
         traits=Traits(stays=True),
@@ -49,6 +51,7 @@ def _steps(
         doubt=None,
         kinks=NO_KINKS,
         source=source,
+        tangent=still,
         examples=examples,
     )
 

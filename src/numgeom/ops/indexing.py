@@ -27,6 +27,7 @@ from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kinks import GIVEN_INDICES, GIVEN_MASK, Kinks, Where
 from numgeom.ops.movement import moved_doubts, moved_radii
+from numgeom.ops.tangents import Moved, Pushed, linear_tangent, require_known, still
 from numgeom.ops.traits import REPEATS, Moves, Places, Traits
 
 aten = torch.ops.aten
@@ -40,6 +41,7 @@ def _picking(name: str, *examples: Example, index: int) -> Op:
         rounding=None,
         spread=partial(_picked_radii, index=index),
         second_order=None,
+        tangent=linear_tangent(),
         doubt=partial(_picked_doubts, index=index),
         kinks=GIVEN_INDICES,
         source="exact: entries are copied",
@@ -97,6 +99,17 @@ def _index_fill(call: Evaluation) -> Bound:
     return aten.index_fill(filled(r, x), dim, index, fill)
 
 
+def _index_fill_tangent(call: Evaluation, moved: Moved) -> Pushed | None:
+    require_known(call, moved, 0, 3)
+    if is_decision(call.y):
+        return None
+    x, dim, index = call.args[:3]
+    filled_in = aten.index_fill(torch.zeros_like(x, dtype=torch.bool), dim, index, 1)
+    zeros = torch.zeros(1, *[1] * x.dim(), dtype=torch.float64, device=x.device)
+    kept, fill = (moved[k].beside(x) if k in moved else zeros for k in (0, 3))
+    return Pushed(torch.where(filled_in, fill, kept), fresh=True)
+
+
 def _index_fill_doubt(call: Evaluation) -> Any:
     if not is_decision(call.y):
         return None
@@ -122,6 +135,15 @@ def _masked_select(call: Evaluation) -> Any:
     if r is None or is_decision(call.y):
         return None
     return torch.masked_select(r.expand(x.shape), chosen)
+
+
+def _masked_select_tangent(call: Evaluation, moved: Moved) -> Pushed | None:
+    require_known(call, moved, 0)
+    if is_decision(call.y):
+        return None
+    x, chosen = torch.broadcast_tensors(call.args[0], call.args[1])
+    lanes = moved[0].beside(x).expand(len(moved[0].lanes), *x.shape)
+    return Pushed(lanes[:, chosen], fresh=True)
 
 
 def _masked_select_doubt(call: Evaluation) -> Any:
@@ -160,6 +182,7 @@ INDEXING: tuple[Op, ...] = (
         rounding=None,
         spread=_index_fill,
         second_order=None,
+        tangent=_index_fill_tangent,
         doubt=_index_fill_doubt,
         kinks=GIVEN_INDICES,
         source="exact: entries are copied",
@@ -175,6 +198,7 @@ INDEXING: tuple[Op, ...] = (
         rounding=None,
         spread=_masked_select,
         second_order=None,
+        tangent=_masked_select_tangent,
         doubt=_masked_select_doubt,
         kinks=GIVEN_MASK,
         source="exact: entries are copied",
@@ -187,6 +211,7 @@ INDEXING: tuple[Op, ...] = (
         rounding=None,
         spread=None,
         second_order=None,
+        tangent=still,
         doubt=_nonzero_doubt,
         kinks=Kinks(Where.ZERO, "x = 0", jumps=True),
         traits=Traits(piecewise_constant=True),

@@ -32,6 +32,7 @@ from numgeom.ops.examples import example, normal
 from numgeom.ops.interpolation_weights import Weights, cubic_weights, linear_weights
 from numgeom.ops.kinks import NO_KINKS
 from numgeom.ops.movement import movement
+from numgeom.ops.tangents import linear_tangent
 from numgeom.ops.traits import REPEATS, Traits
 
 
@@ -92,6 +93,7 @@ def _linear(name: str, *examples: Example) -> Op:
         doubt=None,
         kinks=NO_KINKS,
         traits=Traits(adds=True),
+        tangent=linear_tangent(_rounding),
         source="weighted sum of n terms in any order (Higham 2002, sec. 3.1)",
         examples=examples,
     )

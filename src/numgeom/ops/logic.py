@@ -21,6 +21,7 @@ from numgeom.ops.drawing import booleans, integers, whole_numbers
 from numgeom.ops.entry import Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kinks import NO_KINKS, Kinks, Where
+from numgeom.ops.tangents import still
 from numgeom.ops.traits import Traits
 
 aten = torch.ops.aten
@@ -96,6 +97,7 @@ def _logic(
         rounding=None,
         spread=None,
         second_order=None,
+        tangent=still,
         doubt=doubt,
         kinks=kinks,
         source="exact: decisions",

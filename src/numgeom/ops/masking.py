@@ -22,6 +22,7 @@ from numgeom.ops.drawing import booleans, whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kinks import GIVEN_MASK
+from numgeom.ops.tangents import linear_tangent
 from numgeom.ops.traits import Moves, Places, Traits
 
 
@@ -123,6 +124,7 @@ MASKING: tuple[Op, ...] = (
         name="where",
         kind=Kind.EXACT,
         rounding=None,
+        tangent=linear_tangent(data=(1, 2)),
         spread=_spread,
         second_order=None,
         doubt=_doubt,
@@ -140,6 +142,7 @@ MASKING: tuple[Op, ...] = (
         name="masked_fill",
         kind=Kind.EXACT,
         rounding=None,
+        tangent=linear_tangent(data=(0, 2)),
         spread=_spread,
         second_order=None,
         doubt=_doubt,
@@ -156,6 +159,7 @@ MASKING: tuple[Op, ...] = (
         name="masked_scatter",
         kind=Kind.EXACT,
         rounding=None,
+        tangent=linear_tangent(data=(0, 2)),
         spread=_scatter_spread,
         second_order=None,
         doubt=_scatter_doubt,

@@ -45,6 +45,7 @@ from numgeom.ops.examples import Maker, example, normal
 from numgeom.ops.kernel_errors import THREE_STEPS
 from numgeom.ops.kinks import NO_KINKS, Kinks, Where
 from numgeom.ops.reduction import count_of, mean_up, reduced_dims, tiny_where
+from numgeom.ops.tangents import Moved, NoTangentRuleError, Pushed, require_known
 from numgeom.ops.traits import Poles, Traits
 from numgeom.ops.vector_norms import norm_remainder
 
@@ -217,6 +218,53 @@ def _variance_second_order(call: Evaluation) -> Any:
     return _like_outputs(call, layout.shaped(curved), None)
 
 
+def _variance_tangent(call: Evaluation, moved: Moved) -> Any:
+    """The sum of 2 (x - m) t over n - c; for its root, over 2 y besides; the mean of t."""
+    require_known(call, moved, 0)
+    layout, stack, x = _layout(call), moved[0], call.args[0]
+    if not _is_defined(call, layout):
+        raise NoTangentRuleError(f"{call.name} of too few entries has no derivative.")
+    z = _two_pass(x, layout)
+    weights = x - z.mean
+    dims = [d + 1 for d in layout.dims]
+    n, root = layout.count, call.name.startswith("std")
+    ys = call.y if isinstance(call.y, (tuple, list)) else (call.y,)
+
+    products = stack.lanes * weights
+    total = products.sum(dims, keepdim=layout.keepdim) if dims else products
+    divisor = ys[0] * layout.divisor if root else torch.full_like(ys[0], 0.5 * layout.divisor)
+    lanes = total / divisor
+
+    def rounding(size: Tensor) -> Tensor:
+        sizes = mul_up(z.centred, stack.size)
+        off = mul_up(z.mean_error, stack.size)
+        terms = mul_up(sum_up(sizes, layout.dims, keepdim=True), gamma_up(n + 4, UNIT_ROUNDOFF))
+        terms = add_up(terms, sum_up(off, layout.dims, keepdim=True))
+        terms = layout.shaped(add_up(terms, tiny_where(terms > 0, n + 1)))
+        found = div_up(terms, divisor * (1.0 - 8.0 * UNIT_ROUNDOFF))
+        found = add_up(found, mul_up(size, 4.0 * UNIT_ROUNDOFF))
+        if root:
+            own = _variance_rounding(call)
+            own = own[0] if isinstance(own, tuple) else own
+            # |1/y - 1/s| <= |y - s| / (y s), s at least y less its rounding
+            share = div_up(own, sub_down(ys[0], own).clamp_min(0.0))
+            found = add_up(mul_up(found, add_up(share, 1.0)), mul_up(size, share))
+        return torch.where(terms > 0, add_up(found, TINY), 0.0)
+
+    first = Pushed(lanes, rounding, fresh=True)
+    if len(ys) == 1:
+        return first
+
+    def mean_rounding(size: Tensor) -> Tensor:
+        del size
+        mean = mean_up(stack.size, layout.dims, keepdim=True)
+        bound = mul_up(mean, gamma_up(n + 2, UNIT_ROUNDOFF))
+        return layout.shaped(add_up(bound, tiny_where(mean > 0)))
+
+    means = stack.lanes.mean(dims, keepdim=layout.keepdim) if dims else stack.lanes
+    return first, Pushed(means, mean_rounding if dims else None, fresh=bool(dims))
+
+
 def _deviation_doubt(call: Evaluation) -> Any:
     """The kink of a standard deviation is 0: all entries equal."""
     r = call.radius(0)
@@ -240,6 +288,7 @@ def _moment(name: str, kinks: Kinks, doubt: Fact | None, traits: Traits, *exampl
         spread=_variance_spread,
         second_order=_variance_second_order,
         doubt=doubt,
+        tangent=_variance_tangent,
         kinks=kinks,
         source="measured against two passes with a proved bound",
         domain="n > correction",

@@ -15,9 +15,31 @@ from torch import Tensor
 from numgeom.ops.balls import doubtful, real_radius, unknown
 from numgeom.ops.entry import Evaluation, Example, Kind, Op
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.tangents import Moved, linear_tangent, stacked, still
 from numgeom.ops.traits import Moves, Traits
 
 aten = torch.ops.aten
+
+
+def _reshaped(t: Tensor, rest: Any, y: Tensor) -> Tensor:
+    del rest
+    return t.reshape(len(t), *y.shape)
+
+
+# The commonest ops, written for stacked tangents (for speed: the others are applied lane by lane).
+_STACKED: dict[str, Callable[[Tensor, Any, Tensor], Tensor]] = {
+    "view": _reshaped,
+    "_unsafe_view": _reshaped,
+    "squeeze": _reshaped,
+    "unsqueeze": _reshaped,
+    "expand": lambda t, rest, y: stacked(t, y).expand(len(t), *y.shape),
+    "permute": lambda t, rest, y: t.permute(0, *(d % y.dim() + 1 for d in rest[0])),
+    "transpose": lambda t, rest, y: t.transpose(*(d % y.dim() + 1 for d in rest)),
+    "t": lambda t, rest, y: t.transpose(1, 2) if y.dim() == 2 else t,
+    "clone": lambda t, rest, y: t,
+    "alias": lambda t, rest, y: t,
+    "detach": lambda t, rest, y: t,
+}
 
 
 def movement(
@@ -35,6 +57,11 @@ def movement(
         constants: Positions and names of the numbers that y is filled up with.
     """
     data = moves.data
+    along = linear_tangent(data=data, constants=constants, stack=_STACKED.get(name))
+
+    def tangent(call: Evaluation, moved: Moved) -> Any:
+        return still(call, moved) if _reads_bits(call) else along(call, moved)
+
     return Op(
         name=name,
         kind=Kind.EXACT,
@@ -47,6 +74,7 @@ def movement(
         complex_too=True,
         traits=Traits(moves=moves),
         examples=examples,
+        tangent=tangent,
     )
 
 

@@ -32,6 +32,7 @@ from numgeom.ops.drawing import whole_numbers, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import Maker, example, normal
 from numgeom.ops.kinks import GIVEN_INDICES, Kinks, Where
+from numgeom.ops.tangents import Moved, Pushed, linear_tangent, require_known
 from numgeom.ops.traits import Traits
 from numgeom.ops.windows import adaptive_windows, regular_windows
 
@@ -106,6 +107,20 @@ def _pool_doubt(call: Evaluation) -> Any:
     return (None if is_decision(value) else found), found
 
 
+def _pool_tangent(call: Evaluation, moved: Moved) -> tuple[Pushed | None, None]:
+    """The tangents at the places that were chosen."""
+    require_known(call, moved, 0, *((3,) if call.name.startswith("fractional") else ()))
+    value, index = call.y
+    if 0 not in moved or is_decision(value):
+        return None, None
+    lanes, dims = moved[0].lanes, _dims(call)
+    lines = lanes.flatten(-dims)
+    places = index.flatten(-dims).expand(len(lanes), *index.flatten(-dims).shape)
+    return Pushed(
+        torch.gather(lines, -1, places).reshape(len(lanes), *value.shape), fresh=True
+    ), None
+
+
 def _backward_spread(call: Evaluation, *, indices: int) -> Bound:
     base = accumulated_spread(call, (0,))
     doubt = call.doubt(indices)
@@ -141,6 +156,7 @@ def _pool(name: str, *examples: Example) -> Op:
         rounding=None,
         spread=monotone_spread,
         second_order=None,
+        tangent=_pool_tangent,
         doubt=_pool_doubt,
         kinks=Kinks(Where.TIE, "ties of the largest entry of a window"),
         source="exact: entries are chosen",
@@ -158,6 +174,7 @@ def _pool_backward(name: str, indices: int, *examples: Example) -> Op:
         second_order=None,
         doubt=None,
         kinks=GIVEN_INDICES,
+        tangent=linear_tangent(partial(accumulated_rounding, data=(0,)), fixed=(1,)),
         source="sum of n terms in any order (Higham 2002, sec. 4.2)",
         traits=Traits(adds=True),
         examples=examples,

@@ -7,6 +7,7 @@ never meets them.
 
 from numgeom.ops.entry import Kind, Op
 from numgeom.ops.kinks import smooth
+from numgeom.ops.tangents import still
 
 _NAMES = (
     "_sample_dirichlet",
@@ -42,6 +43,7 @@ RANDOM: tuple[Op, ...] = tuple(
         second_order=None,
         doubt=None,
         kinks=smooth("none: the draw is a constant of the program"),
+        tangent=still,
         source="the draw is a constant of the program",
     )
     for name in _NAMES

@@ -32,6 +32,7 @@ from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kernel_errors import MEAN, SUM
 from numgeom.ops.kinks import NO_KINKS, Kinks, Where
+from numgeom.ops.tangents import linear_tangent, still
 from numgeom.ops.traits import NO_TRAITS, Autocast, Traits
 
 _SUM_SOURCE = "sum of n terms in any order (Higham 2002, sec. 4.2)"
@@ -189,6 +190,14 @@ def _truth_doubt(call: Evaluation) -> Tensor | None:
     return torch.amax(doubt, dims, keepdim=keepdim) & ~torch.amax(decisive, dims, keepdim=keepdim)
 
 
+def _stacked_sum(t: Tensor, rest: Any, y: Tensor) -> Tensor:
+    """The sum over some dimensions of x, or all of them, for tangents along a first one."""
+    del y
+    dims = rest[0] if rest and rest[0] else range(t.dim() - 1)
+    dims = [dims] if isinstance(dims, int) else dims
+    return torch.sum(t, [d % (t.dim() - 1) + 1 for d in dims], keepdim=bool(rest[1:2] and rest[1]))
+
+
 def _reduction(
     name: str,
     rounding: Any,
@@ -197,6 +206,7 @@ def _reduction(
     doubt: Any = doubt_of_any,
     source: str = _SUM_SOURCE,
     traits: Traits = NO_TRAITS,
+    stack: Any = None,
 ) -> Op:
     return Op(
         name=name,
@@ -204,6 +214,7 @@ def _reduction(
         rounding=rounding,
         spread=spread,
         second_order=None,
+        tangent=linear_tangent(rounding, stack=stack),
         doubt=doubt,
         kinks=NO_KINKS,
         source=source,
@@ -219,6 +230,7 @@ def _truth(name: str, *examples: Example, kinks: Kinks = _NONZERO) -> Op:
         rounding=None,
         spread=None,
         second_order=None,
+        tangent=still,
         doubt=_truth_doubt,
         kinks=kinks,
         source="exact: a decision",
@@ -241,6 +253,7 @@ REDUCTION: tuple[Op, ...] = (
         example(booleans(3, 4), [1]),
         example(integers(-9, 9, 3, 4), None, dtype=torch.float64),
         traits=Traits(adds=True, sums=True, autocast=Autocast.WIDE_ON_CUDA, kernel=SUM),
+        stack=_stacked_sum,
     ),
     _reduction(
         "mean",

@@ -33,6 +33,7 @@ from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, given, normal, uniform
 from numgeom.ops.intervals import elementary_error
 from numgeom.ops.kinks import NO_KINKS
+from numgeom.ops.tangents import Moved, Pushed, require_known
 
 _SMALL = 2.0**-10  # below it exp(d) - 1 <= 1.001 d
 
@@ -129,6 +130,43 @@ def _second_order(call: Evaluation) -> Bound:
     return mul_up(squares, 0.5)
 
 
+def _tangent(call: Evaluation, moved: Moved) -> Pushed | None:
+    """t_k = sum over j <= k of p_j t_j, with the weights p_j = exp(x_j - y_k)."""
+    require_known(call, moved, 0)
+    x, stack = call.args[0], moved[0]
+    if x.dim() == 0 or x.numel() == 0:
+        return Pushed(stack.lanes)
+    dim = call.args[1] % x.dim()
+    rows, y = _rows(call, x), _rows(call, call.y)
+    n = rows.shape[-1]
+    past = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
+    empty = torch.isinf(rows).unsqueeze(-2) | torch.isinf(y).unsqueeze(-1)
+    counted = past & ~empty
+    d = torch.where(counted, rows.unsqueeze(-2) - y.unsqueeze(-1), -math.inf)
+    weights = torch.exp(d)
+    lanes = (stack.lanes.movedim(dim + 1, -1).unsqueeze(-2) * weights).sum(-1)
+
+    def rounding(size: Tensor) -> Tensor:
+        del size
+        own = _rounding(call)
+        assert own is not None
+        off = _rows(call, own).unsqueeze(-1).expand(d.shape)
+        # |exp(d + e) - exp(d)| <= 1.01 e exp(d) for e < 2^-10
+        slip = torch.where(off < _SMALL, mul_up(mul_up(weights, off), 1.02), math.inf)
+        error = torch.where(counted, add_up(_power_error(d, weights), slip), 0.0)
+        sizes = stack.size.movedim(dim, -1).unsqueeze(-2)
+        rounded = mul_up(mul_up(weights, sizes), gamma_up(n + 2, UNIT_ROUNDOFF))
+        lost = (counted & (sizes > 0)).to(torch.float64) * TINY
+        terms = torch.where(sizes > 0, mul_up(error, sizes), 0.0)
+        return sum_up(terms + rounded + lost, -1).movedim(-1, dim) * (1.0 + 8.0 * UNIT_ROUNDOFF)
+
+    return Pushed(lanes.movedim(-1, dim + 1), rounding, fresh=True)
+
+
+def _nothing(call: Evaluation) -> None:
+    del call
+
+
 def _multiplicity(call: Evaluation) -> float:
     n = call.y.shape[call.args[1]] if call.y.dim() else 1
     return math.sqrt(n) + 1e-9
@@ -141,6 +179,7 @@ RUNNING_LOGS: tuple[Op, ...] = (
         rounding=_rounding,
         spread=_spread,
         second_order=_second_order,
+        tangent=_tangent,
         multiplicity=_multiplicity,
         doubt=None,
         kinks=NO_KINKS,

@@ -42,6 +42,13 @@ from numgeom.ops.drawing import integers, several, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kinks import GIVEN_INDICES, Kinks, Where
+from numgeom.ops.tangents import (
+    Moved,
+    NoTangentRuleError,
+    Pushed,
+    linear_tangent,
+    require_known,
+)
 from numgeom.ops.traits import Moves, Places, Traits
 
 aten = torch.ops.aten
@@ -141,6 +148,15 @@ def _scatter_second_order(call: Evaluation) -> Any:
     return _scatter_rounding(call) if call.radii else None
 
 
+def _scatter_tangent(call: Evaluation, moved: Moved) -> Any:
+    if call.kwargs.get("reduce") is not None or len(call.args) > 4:
+        raise NoTangentRuleError("scatter has a tangent rule without `reduce` alone.")
+    return _REPLACE_TANGENT(call, moved)
+
+
+_REPLACE_TANGENT = linear_tangent(data=(0, 3))
+
+
 def _targets(call: Evaluation) -> Tensor:
     """Flat positions that an index_put writes to."""
     x = call.args[0]
@@ -231,6 +247,39 @@ def _reduce_second_order(call: Evaluation) -> Bound:
     return torch.full_like(call.y, math.inf)
 
 
+def _reduce_tangent(call: Evaluation, moved: Moved) -> Any:
+    if call.args[4] in ("sum", "mean"):
+        return _REDUCE_TANGENT(call, moved)
+    if call.args[4] not in ("amax", "amin") or call.args[0].dim() == 0:
+        raise NoTangentRuleError(f"scatter_reduce has no tangent rule for {call.args[4]!r}.")
+    return None if is_decision(call.y) else _extreme_tangent(call, moved)
+
+
+def _extreme_tangent(call: Evaluation, moved: Moved) -> Pushed:
+    """The tangents of the entries that were chosen; of several equal ones, of the first."""
+    require_known(call, moved, 0, 3)
+    x, dim, index, src = call.args[:4]
+    y, none = call.y, src.numel()
+    own = bool(call.arg(5, "include_self", True))
+    part = tuple(slice(n) for n in index.shape)
+    numbers = torch.arange(none, device=x.device).reshape(src.shape)[part]
+    numbers = torch.where(src[part] == torch.gather(y, dim, index), numbers, none)
+    base = torch.where((x == y) & own, -1, none)
+    chosen = base.scatter_reduce(dim, index, numbers, "amin", include_self=True)
+    kept = (chosen < 0) | (chosen == none)
+    count = len(next(iter(moved.values())).lanes)
+    lanes = torch.zeros(count, *y.shape, dtype=torch.float64, device=x.device)
+    if 0 in moved:
+        lanes = torch.where(kept, moved[0].lanes, lanes)
+    if 3 in moved and none:
+        places = torch.where(kept, 0, chosen)
+        lanes = torch.where(kept, lanes, moved[3].lanes.flatten(1)[:, places])
+    return Pushed(lanes, fresh=True)
+
+
+_REDUCE_TANGENT = linear_tangent(_reduce_rounding, data=(0, 3))
+
+
 def _entry(name: str, rounding: Any, spread: Any, *examples: Example, **more: Any) -> Op:
     facts: dict[str, Any] = {
         "second_order": None,
@@ -248,7 +297,10 @@ def _padded(name: str, dims: int) -> Op:
     before, behind, n = (1, 1, 2) if dims == 3 else (1, 2, 3)
     shape, padded = (1, *[n] * dims), (1, *[before + n + behind] * dims)
     op = accumulation(
-        name, example(normal(*padded), normal(*shape), [before, behind] * dims), reals_alone=True
+        name,
+        example(normal(*padded), normal(*shape), [before, behind] * dims),
+        fixed=(1,),
+        reals_alone=True,
     )
     # torch lists all but the reflection of images.
     listed = name != "reflection_pad2d_backward"
@@ -264,6 +316,8 @@ _PUT = (
     example(wild(4, 3), several(integers(0, 4, 2)), normal()),
 )
 
+_PUT_TANGENT = linear_tangent(_index_put_rounding, data=(0, 2))
+
 SCATTER: tuple[Op, ...] = (
     accumulation(
         "scatter_add",
@@ -278,17 +332,21 @@ SCATTER: tuple[Op, ...] = (
         _index_add_spread,
         example(wild(4, 3), 0, integers(0, 4, 7), wild(7, 3)),
         example(normal(4, 3), 1, integers(0, 3, 5), normal(4, 5), alpha=0.3),
+        tangent=linear_tangent(_index_add_rounding, data=(0, 3)),
     ).with_traits(nondeterministic_on_cuda=True),
-    _entry("index_put", _index_put_rounding, _index_put_spread, *_PUT).with_traits(last_wins=True),
-    _entry("_unsafe_index_put", _index_put_rounding, _index_put_spread, *_PUT).with_traits(
-        last_wins=True
-    ),
+    _entry(
+        "index_put", _index_put_rounding, _index_put_spread, *_PUT, tangent=_PUT_TANGENT
+    ).with_traits(last_wins=True),
+    _entry(
+        "_unsafe_index_put", _index_put_rounding, _index_put_spread, *_PUT, tangent=_PUT_TANGENT
+    ).with_traits(last_wins=True),
     _entry(
         "index_copy",
         None,
         _index_copy_spread,
         example(wild(4, 3), 0, lambda _: torch.tensor([2, 0]), wild(2, 3)),
         example(wild(3), 0, lambda _: torch.tensor([0, 2, 0, 2, 2]), wild(5)),
+        tangent=linear_tangent(data=(0, 3)),
         kind=Kind.EXACT,
         source="exact: entries are copied",
         traits=Traits(moves=Moves(Places.ANY, data=(0, 3))),
@@ -301,6 +359,7 @@ SCATTER: tuple[Op, ...] = (
         example(wild(3), 0, lambda _: torch.tensor([0, 2, 0, 2, 2]), wild(5)),
         example(wild(4, 3), 1, integers(0, 3, 4, 2), 0.3),
         second_order=_scatter_second_order,
+        tangent=_scatter_tangent,
         kind=Kind.EXACT,
         source="exact: entries are copied",
         traits=Traits(moves=Moves(Places.ANY, data=(0, 3))),
@@ -314,6 +373,7 @@ SCATTER: tuple[Op, ...] = (
         example(normal(4, 3), 0, integers(0, 4, 5, 3), normal(5, 3), "amax"),
         example(normal(4, 3), 0, integers(0, 4, 5, 3), normal(5, 3), "amin", include_self=False),
         doubt=_reduce_doubt,
+        tangent=_reduce_tangent,
         second_order=_reduce_second_order,
         kinks=Kinks(Where.TIE, "ties, for amax and amin", inputs=(0, 3)),
     ).with_traits(nondeterministic_on_cuda=True),
@@ -324,6 +384,7 @@ SCATTER: tuple[Op, ...] = (
         example(wild(2, 4, 3), integers(0, 5, 2, 4), 5, -1, False),
         example(normal(9, 2), integers(0, 3, 9), 3, 1, False),
         example(normal(9, 2), integers(0, 3, 9), 3, -1, True),
+        tangent=linear_tangent(_embedding_rounding),
     ),
     accumulation(
         "unfold_backward",

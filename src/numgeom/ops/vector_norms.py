@@ -28,7 +28,8 @@ from numgeom.ops.entry import Bound, Evaluation, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kernel_errors import THREE_STEPS
 from numgeom.ops.kinks import Kinks, Where
-from numgeom.ops.reduction import count_of, reduced_dims
+from numgeom.ops.reduction import count_of, reduced_dims, tiny_where
+from numgeom.ops.tangents import Moved, NoTangentRuleError, Pushed, require_known
 from numgeom.ops.traits import Autocast, Poles, Traits
 
 
@@ -106,6 +107,49 @@ def _norm_second_order(call: Evaluation) -> Bound:
     return norm_remainder(norm_up(r, dims, keepdim=keepdim), low)
 
 
+def _norm_tangent(call: Evaluation, moved: Moved) -> Pushed | None:
+    """For the 2-norm sum x t / y, y as computed; for the 1-norm signs; for others one entry."""
+    require_known(call, moved, 0)
+    x, order, stack = call.args[0], _order(call), moved[0]
+    dims, keepdim = _norm_layout(call)
+    inner = [d + 1 for d in dims]
+    n = count_of(x, dims)
+    if order == 0.0:
+        return None
+    if order in (math.inf, -math.inf):
+        kept = [d for d in range(x.dim()) if d not in dims]
+        rows = x.permute(*kept, *dims).reshape(*(x.shape[d] for d in kept), -1)
+        place = (torch.argmax if order > 0 else torch.argmin)(rows.abs(), -1, keepdim=True)
+        lines = stack.lanes.permute(0, *(d + 1 for d in (*kept, *dims)))
+        lines = lines.reshape(len(lines), *rows.shape) * torch.sign(rows)
+        chosen = torch.gather(lines, -1, place.expand(len(lines), *place.shape))
+        return Pushed(chosen.reshape(-1, *call.y.shape), fresh=True)
+    if order not in (1.0, 2.0):
+        raise NoTangentRuleError(f"{call.name} has no tangent rule for the order {order}.")
+    weights = torch.sign(x) if order == 1.0 else x
+    products = stack.lanes * weights
+    total = products.sum(inner, keepdim=keepdim) if inner else products
+    zero = call.y == 0
+    divisor = torch.ones_like(call.y) if order == 1.0 else torch.where(zero, 1.0, call.y)
+    lanes = total if order == 1.0 else torch.where(zero, 0.0, total / divisor)
+
+    def rounding(size: Tensor) -> Tensor:
+        terms = sum_up(mul_up(weights.abs(), stack.size), dims, keepdim=keepdim)
+        bound = mul_up(terms, gamma_up(n + 2, UNIT_ROUNDOFF))
+        if order == 1.0:
+            return bound
+        bound = add_up(bound, tiny_where(terms > 0, n + 1))
+        own = _norm_rounding(call)
+        assert own is not None
+        least = sub_down(divisor, own).clamp_min(0.0)
+        found = add_up(div_up(bound, least), mul_up(size, div_up(own, least)))
+        found = add_up(add_up(found, mul_up(size, 2.0 * UNIT_ROUNDOFF)), TINY)
+        moves = sum_up(stack.size, dims, keepdim=keepdim) > 0
+        return torch.where(moves, torch.where(zero, math.inf, found), 0.0)
+
+    return Pushed(lanes, rounding, fresh=True)
+
+
 def _norm_doubt(call: Evaluation) -> Tensor | None:
     """Where a kink may be crossed: the origin for the 2-norm, a sign or a rival for others."""
     x, r, order = call.args[0], call.radius(0), _order(call)
@@ -131,6 +175,7 @@ VECTOR_NORMS: tuple[Op, ...] = (
         rounding=_norm_rounding,
         spread=_norm_spread,
         second_order=_norm_second_order,
+        tangent=_norm_tangent,
         doubt=_norm_doubt,
         kinks=Kinks(
             Where.TIP,
