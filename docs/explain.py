@@ -20,7 +20,7 @@ TINY = 1e-300  # far below everything here; covers what underflow could add
 ULPS = 2.0  # assumed of np.tanh: at most that many spacings off
 FAILURE = 1e-9  # probability, over our own random probes, that the bound fails
 PROBES = 10
-MARGIN = 1.001  # covers the rounding of the probe passes themselves, which is about 1e-12
+MARGIN = 1.001  # covers the rounding of the few sums and quotients that make a bound
 
 
 # -- 1. A training step is one list of calls, forward and backward alike ---------------------------
@@ -103,9 +103,15 @@ def local_error(call: Call, values: Values) -> np.ndarray:
 # -- 3. Errors travel along the linearised step: e = A d -------------------------------------------
 
 
-def push(calls: list[Call], values: Values, own: Callable[[str], np.ndarray]) -> Values:
-    """One forward pass with derivatives: e = A w, where call y adds w = own(y) to its result."""
+def push(
+    calls: list[Call], values: Values, own: Callable[[str], np.ndarray]
+) -> tuple[Values, Values]:
+    """One forward pass with derivatives: e = A (w + rho); call y adds w = own(y) to its result.
+
+    The pass rounds, too: rho is what it rounds at each call. A bound of |rho| is returned beside e.
+    """
     e: Values = {}
+    lost: Values = {}
 
     def change(name: str) -> np.ndarray:
         return e[name] if name in e else np.zeros_like(values[name])
@@ -121,8 +127,18 @@ def push(calls: list[Call], values: Values, own: Callable[[str], np.ndarray]) ->
             "mul": lambda da=da, db=db, a=a, b=b: da * b + a * db,
             "tanh": lambda da=da, y=y: (1 - y * y) * da,
         }
-        e[call.y] = moved[call.op]() + own(call.y)
-    return e
+        w = own(call.y)
+        e[call.y] = moved[call.op]() + w
+        da, db, a, b = (np.abs(x) for x in (da, db, a, b))
+        sizes = {
+            "mm": lambda da=da, db=db, a=a, b=b: da @ b + a @ db,
+            "add": lambda da=da, db=db: da + db,
+            "mul": lambda da=da, db=db, a=a, b=b: da * b + a * db,
+            "tanh": lambda da=da: da,
+        }
+        n = 4 * ULPS + 8 + (2 * a.shape[1] if call.op == "mm" else 0)
+        lost[call.y] = 2 * n * U * (sizes[call.op]() + np.abs(e[call.y]) + np.abs(w)) + TINY
+    return e, lost
 
 
 # -- 4. What linearisation leaves out is quadratic -------------------------------------------------
@@ -151,7 +167,8 @@ def choose_scale(calls: list[Call], values: Values, rng: np.random.Generator) ->
     """S > 0, roughly the size of the error of each entry. Any S gives a valid theorem."""
     own = {c.y: local_error(c, values) for c in calls}
     samples = [
-        push(calls, values, lambda y: own[y] * rng.standard_normal(own[y].shape)) for _ in range(8)
+        push(calls, values, lambda y: own[y] * rng.standard_normal(own[y].shape))[0]
+        for _ in range(8)
     ]
     scale: Values = {}
     for call in calls:
@@ -196,17 +213,22 @@ def sensitivity(
     """Bound beta >= ||S^-1 A S||, and ||P A S|| for every gradient P, by random probes.
 
     For Gaussian w, ||B w|| < eps ||B|| has probability at most 0.8 eps. Of k probes all are that
-    unlucky with probability at most (0.8 eps)^k; eps is chosen for all bounds at once.
+    unlucky with probability at most (0.8 eps)^k; eps is chosen for all bounds at once. A pass
+    returns B (w + omega) with omega = rho / s, which takes at most its length from eps.
     """
     gradients = [c.y for c in calls if c.y.startswith("dW")]
     eps = (FAILURE / (1 + len(gradients))) ** (1 / PROBES) / 0.8
     found = dict.fromkeys(["beta", *gradients], 0.0)
+    rounding = 0.0
     for _ in range(PROBES):
-        e = push(calls, values, lambda y: scale[y] * rng.standard_normal(scale[y].shape))
+        e, lost = push(calls, values, lambda y: scale[y] * rng.standard_normal(scale[y].shape))
+        rounding = max(rounding, MARGIN * norm({y: v / scale[y] for y, v in lost.items()}))
         found["beta"] = max(found["beta"], norm({y: v / scale[y] for y, v in e.items()}))
         for name in gradients:
             found[name] = max(found[name], norm({name: e[name]}))
-    return {name: MARGIN * size / eps for name, size in found.items()}
+    if not rounding < eps:
+        raise ArithmeticError(f"no bound: the probe passes round {rounding:.1e} of a probe")
+    return {name: MARGIN * size / (eps - rounding) for name, size in found.items()}
 
 
 # -- 7. The theorem --------------------------------------------------------------------------------

@@ -22,10 +22,12 @@ from numgeom.certificate.curvature import Examined, examine
 from numgeom.certificate.draws import Draws
 from numgeom.certificate.kantorovich import kantorovich
 from numgeom.certificate.norms import Probed, ScaledMap
+from numgeom.certificate.passes import Drawn
 from numgeom.certificate.probes import ProbePlan
 from numgeom.certificate.scale import choose_scale
 from numgeom.certificate.structure import pruned
 from numgeom.certificate.survey import survey
+from numgeom.certificate.witnesses import Witnesses
 from numgeom.ops.entry import Evaluation
 from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program, record, record_step
@@ -163,7 +165,7 @@ def test_an_infinite_radius_is_no_certificate() -> None:
 def test_a_probe_that_is_not_a_number_bounds_nothing(bad: float, place: int) -> None:
     results = [1.0, 1.0]
     results[place] = bad
-    assert math.isinf(ProbePlan(2, 0, 1e-9).bound(results))
+    assert math.isinf(ProbePlan(2, 1e-9).bound(results))
 
 
 def _poisoned(lane: int) -> Probed:
@@ -173,13 +175,13 @@ def _poisoned(lane: int) -> Probed:
     facts, scale = surveyed.facts, choose_scale(surveyed)
 
     class Poisoned(ScaledMap):
-        def _push(self, lanes: int, visit: Any) -> None:
+        def _drawn(self, lanes: int, visit: Any, branches: int = 0) -> Drawn:
             def spoiled(node: fx.Node, e: Tensor) -> None:
                 e = e.clone()
                 e[lane] = math.nan
                 visit(node, e)
 
-            super()._push(lanes, spoiled)
+            return super()._drawn(lanes, spoiled, branches)
 
     return Poisoned(program, facts, scale, None, Draws(1)).probe(8)
 
@@ -187,11 +189,10 @@ def _poisoned(lane: int) -> Probed:
 @pytest.mark.parametrize("lane", [0, 5])
 def test_numbers_that_are_none_on_the_way_void_every_bound(lane: int) -> None:
     found = _poisoned(lane)
-    assert not found.nonlinearity <= 1.0
-    assert math.isinf(ProbePlan(8, 0, 1e-9).bound(found.rows))
-    assert math.isinf(ProbePlan(8, 0, 1e-9).bound(found.total))
+    assert math.isinf(ProbePlan(8, 1e-9).bound(found.rows))
+    assert math.isinf(ProbePlan(8, 1e-9).bound(found.total))
     for results in found.blocks.values():
-        assert math.isinf(ProbePlan(8, 0, 1e-9).bound(results))
+        assert math.isinf(ProbePlan(8, 1e-9).bound(results))
 
 
 def test_evaluations_that_differ_are_no_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,12 +236,24 @@ def test_the_probabilities_of_all_bounds_add_up(
     spent: list[float] = []
 
     class Spending(ProbePlan):
-        def bound(self, results: list[float]) -> float:
+        def bound(self, results: list[float], **how: Any) -> float:
             spent.append(self.failure_probability)
-            return super().bound(results)
+            return super().bound(results, **how)
+
+    class Stepping(ProbePlan):
+        @property
+        def least(self) -> float:
+            spent.append(self.failure_probability)
+            return super().least
+
+    class Judging(Witnesses):
+        def errors(self, y: Any, x: Any, chance: float) -> list[float]:
+            spent.append(chance)
+            return super().errors(y, x, chance)
 
     monkeypatch.setattr(theorem, "ProbePlan", Spending)
-    monkeypatch.setattr("numgeom.certificate.norms.ProbePlan", Spending)
+    monkeypatch.setattr("numgeom.certificate.norms.ProbePlan", Stepping)
+    monkeypatch.setattr("numgeom.certificate.norms.Witnesses", Judging)
     # As if plain probes, half a power step and whole ones did not do.
     crooked = OpTable(tuple(
         replace(op, second_order=partial(_larger, op.second_order_of)) for op in OPS

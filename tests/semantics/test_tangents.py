@@ -42,8 +42,10 @@ def test_stacked_tangents_are_those_of_single_passes(name):
         assert single.keys() == found.keys()
         for node, e in single.items():
             scale = float(e.abs().nan_to_num(posinf=0.0).max()) if e.numel() else 0.0
+            # An infinite value stays what it is: its changes do not count.
+            counts = torch.isfinite(linear.values[node])
             torch.testing.assert_close(
-                found[node][lane], e, rtol=1e-9, atol=1e-11 * scale, equal_nan=True
+                found[node][lane][counts], e[counts], rtol=1e-9, atol=1e-11 * scale, equal_nan=True
             )
 
 

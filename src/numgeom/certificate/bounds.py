@@ -22,7 +22,6 @@ from numgeom.arithmetic.printing import upper
 from numgeom.arithmetic.rounding import add_up, difference_up, div_up, norm_up
 from numgeom.certificate.kantorovich import kantorovich
 from numgeom.certificate.kinks import Kink, kink_of_decision
-from numgeom.certificate.probes import PASSES
 from numgeom.certificate.structure import pruned
 from numgeom.functionals import walk
 from numgeom.ops.table import OPS, OpTable
@@ -289,7 +288,6 @@ def assumed(radii: Radii, seed: int) -> tuple[str, ...]:
         return ASSUMPTIONS
     return (
         *ASSUMPTIONS,
-        *((PASSES,) if radii.method == "kantorovich" else ()),
         f"With a probability of at most {chance} over random probes and labels of our own (seed "
         f"{seed}), all bounds together, this certificate is wrong. Nothing is assumed random about "
         "the rounding.",

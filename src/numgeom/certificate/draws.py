@@ -54,29 +54,21 @@ class Draws:
             self._fill(found[some]).mul_(scale[some] if varies else scale)
         return found
 
-    def add(self, t: Tensor, out: Tensor, total: Tensor, first: "Draws") -> None:
+    def add(self, t: Tensor, out: Tensor) -> None:
         """Add random vectors, entry by entry times t, to some vectors.
+
+        They are those that `times` would give for as many vectors.
 
         Args:
             t: As for `times`, in the shape of the vectors.
             out: What to add to: float64, [count, *shape].
-            total: What to add the sum of all of them to, as well.
-            first: Where the first vector comes from.
         """
         scale = t * GRAIN
         lanes = self._together(scale.numel())
         room = torch.empty((min(lanes, len(out)), *scale.shape), dtype=out.dtype, device=out.device)
         for start in range(0, len(out), lanes):
             part = out[start : start + lanes]
-            added = room[: len(part)]
-            if start:
-                self._fill(added)
-            else:
-                first._fill(added[:1])
-                self._fill(added[1:])
-            added.mul_(scale)
-            part.add_(added)
-            total.add_(added[0] if len(added) == 1 else added.sum(0))
+            part.add_(self._fill(room[: len(part)]).mul_(scale))
 
     def _fill(self, out: Tensor) -> Tensor:
         """Write random words of 32 bits, as integers."""

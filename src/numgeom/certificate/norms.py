@@ -5,26 +5,27 @@ known by what it does to vectors; `probes` says what follows from that.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from numgeom.arithmetic.rounding import div_up, norm_up
+from numgeom.arithmetic.rounding import UNIT_ROUNDOFF, add_up, div_up, norm_up
 from numgeom.certificate.draws import Draws
 from numgeom.certificate.facts import Facts
-from numgeom.certificate.probes import ProbePlan
+from numgeom.certificate.passes import Drawn, Given
+from numgeom.certificate.probes import ProbePlan, Step, largest_norm
 from numgeom.certificate.scale import Scale
+from numgeom.certificate.witnesses import LANES, Witnesses, norms
+from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program
 from numgeom.semantics.sensitivity import Linearization
-from numgeom.semantics.tangents import Pusher, VisitMany, push
 
-_PULLED = 3  # probes that are pulled back at once
 _PUSHED = 20  # probes that are pushed at once
 _BATCH = 8  # those of power steps, which are kept meanwhile
-KEPT = 6  # probes that half a power step starts from
-_LOOKED_AT = 4096  # entries of a node, for the test of the passes
+KEPT = 2 * LANES  # probes that half a power step starts from; one half witnesses the other
 # What squares that underflow may hide of a norm, in units of the scale: 1e-162 for each entry.
 _HIDDEN = 1e-150
 _LARGEST = 1e100
@@ -38,15 +39,19 @@ class Probed:
         rows: ||B w||.
         blocks: ||P_j A J T w||, by parameter.
         total: The same for all gradients together.
-        nonlinearity: By how much the passes are not linear, relative to what they return.
-        kept: S^-1 B w of the first probes, by node, as many as were asked for.
-        branch: Of the draws, for the first probe.
+        rounding: Eps_p of the passes, the largest of them.
+        own: What the tails of the gradients rounded in a pass, by parameter.
+        worst: The node that rounded most.
+        kept: B w of the first probes, by node, as many as were asked for.
+        branch: Of the draws, for the first of them.
     """
 
     rows: list[float]
     blocks: dict[str, list[float]]
     total: list[float]
-    nonlinearity: float
+    rounding: float
+    own: dict[str, float]
+    worst: fx.Node | None = None
     kept: dict[fx.Node, Tensor] = field(default_factory=dict)
     branch: int = 0
 
@@ -56,10 +61,17 @@ class Probed:
             self.rows + more.rows,
             {name: known + more.blocks[name] for name, known in self.blocks.items()},
             self.total + more.total,
-            _larger(self.nonlinearity, more.nonlinearity),
+            max(self.rounding, more.rounding),
+            {name: max(own, more.own[name]) for name, own in self.own.items()},
+            self.worst if self.rounding >= more.rounding else more.worst,
             self.kept,
             self.branch,
         )
+
+    @property
+    def beside(self) -> float:
+        """What the tails of all gradients together rounded in a pass."""
+        return math.hypot(*self.own.values()) * (1 + 1e-12)
 
 
 class ScaledMap:
@@ -72,6 +84,7 @@ class ScaledMap:
         scale: Scale,
         device: torch.device | str | None,
         draws: Draws,
+        ops: OpTable = OPS,
     ) -> None:
         self._program = program
         self._facts = facts
@@ -79,7 +92,8 @@ class ScaledMap:
         self._columns = scale.columns
         self._device = device
         self._draws = draws
-        self._pushed = 0  # batches
+        self._ops = ops
+        self._branches = 0
         self._room = torch.empty(0, dtype=torch.float64)
         self.dimension = sum(t.numel() for t in scale.columns.values())
 
@@ -99,64 +113,64 @@ class ScaledMap:
             found = math.hypot(found, size * (1 + 1e-9) + _HIDDEN)
         return found * (1 + 1e-9)
 
-    def probe(self, count: int, *, keep: int = 0) -> Probed:
-        """||B w|| and ||P_j A J T w|| for fresh vectors w, and a test of the passes.
+    # -- plain probes --------------------------------------------------------------------
 
-        In each batch one more vector is pushed, the sum of the others: what comes out differs from
-        the sum of what the others become by the rounding of the passes alone. That is looked at in
-        some thousand entries of each node.
+    def probe(self, count: int, *, keep: int = 0) -> Probed:
+        """||B w|| and ||P_j A J T w|| for fresh vectors w, with what the passes rounded.
 
         What is not a number counts as infinite.
 
         Args:
             count: How many vectors.
-            keep: Of how many S^-1 B w itself is returned; at most `KEPT`.
+            keep: Of how many B w itself is returned: 0 or `KEPT`.
         """
         named: dict[fx.Node, list[str]] = {}
         for name, node in self._facts.gradients.items():  # two parameters may share a gradient
             named.setdefault(node, []).append(name)
         rows = torch.zeros(0, dtype=torch.float64)
         blocks = dict.fromkeys(self._facts.gradients, rows)
-        worst = 0.0
+        own = dict.fromkeys(self._facts.values, 0.0)
+        rounding, worst = 0.0, None
         kept: dict[fx.Node, Tensor] = {}
-        branch = self._pushed + 1
+        branch = self._branches
         while len(rows) < count:
             lanes = min(_PUSHED, count - len(rows))
-            squares = torch.zeros(lanes + 1, dtype=torch.float64)
-            off = torch.zeros(2, dtype=torch.float64)
+            squares = torch.zeros(lanes, dtype=torch.float64)
             sizes: dict[str, Tensor] = {n: torch.zeros(lanes).double() for n in blocks}
+            keeps = keep if not len(rows) else 0
 
             def visit(
                 node: fx.Node,
                 e: Tensor,
                 squares: Tensor = squares,
                 sizes: dict[str, Tensor] = sizes,
-                off: Tensor = off,
-                first: bool = not len(rows),
+                keeps: int = keeps,
             ) -> None:
                 s = self._rows.get(node)
                 if s is not None:
                     scaled = torch.div(e, s, out=self._memory(e)).reshape(len(e), -1)
-                    if keep and first:
-                        kept[node] = scaled[:keep].reshape(keep, *e.shape[1:]) / s
+                    if keeps:
+                        kept[node] = scaled[:keeps].reshape(keeps, *e.shape[1:]).clone()
                     squares += _lane_norms(scaled).square()
-                    few = scaled[:, :: max(1, scaled.shape[1] // _LOOKED_AT)]
-                    gap = few[:-1].sum(0) - few[-1]
-                    off += torch.stack([gap.square().sum(), few[-1].square().sum()]).cpu()
                 for name in named.get(node, ()):
-                    sizes[name] = _lane_norms_up(e[:-1])
+                    sizes[name] = _lane_norms_up(e)
 
-            self._push(lanes, visit)
-            worst = _larger(worst, float((off[0] / off[1].clamp(min=1e-300)).sqrt()))
-            rows = torch.cat([rows, squares[:-1].sqrt()])
+            walk = self._drawn(lanes, visit, keeps // LANES)
+            walk.push()
+            if not walk.rounding <= rounding:
+                rounding, worst = walk.rounding, walk.largest[1]
+            own = {name: max(size, walk.own[name]) for name, size in own.items()}
+            rows = torch.cat([rows, squares.sqrt()])
             blocks = {name: torch.cat([blocks[name], sizes[name]]) for name in blocks}
         total = norm_up(torch.stack(list(blocks.values())), 0) if blocks else torch.zeros_like(rows)
-        cover = 1 + 1e-9  # of the rounding of norms
+        cover = 1 + 1e-9  # of the rounding of norms, and of the division by S
         rows = torch.nan_to_num(rows * cover + _HIDDEN, nan=math.inf)
         return Probed(
             rows.tolist(),
             {name: b.tolist() for name, b in blocks.items()},
             total.tolist(),
+            rounding,
+            own,
             worst,
             kept,
             branch,
@@ -168,18 +182,42 @@ class ScaledMap:
             self._room = like.new_empty(like.numel())
         return self._room[: like.numel()].view(like.shape)
 
-    def _push(self, lanes: int, visit: Any) -> None:
-        """Push fresh vectors and, last, their sum. The first one can be drawn again."""
-        walk = _Probing(self._program, lanes + 1, self._device, self._facts.trace)
-        walk.columns, walk.visit = self._columns, visit
-        self._pushed += 1
-        walk.first, walk.rest = self._draws.branch(self._pushed), self._draws
+    def _drawn(self, lanes: int, visit: Any, branches: int = 0) -> Drawn:
+        """A pass of fresh vectors, the first of which come from numbered branches."""
+        walk = Drawn(
+            self._program, lanes, self._facts, self._columns, self._device, self._ops, visit
+        )
+        walk.each, walk.rest = LANES, self._draws
+        walk.branches = tuple(self._branch(self._branches + i)() for i in range(branches))
+        self._branches += branches
+        return walk
+
+    def _branch(self, number: int) -> Callable[[], Draws]:
+        return lambda: self._draws.branch(number + 1)
+
+    def _witnesses(self, number: int, values: dict[fx.Node, Tensor], rounding: float) -> Witnesses:
+        nodes = filter(self._columns.__contains__, self._program.graph.nodes)
+        shapes = {node: self._facts.trace[node] for node in nodes}
+        return Witnesses(self._branch(number), values, rounding, shapes, self.dimension)
+
+    def witnesses(self) -> Witnesses:
+        """Fresh vectors, pushed, by which guesses of transposed products are judged."""
+        values: dict[fx.Node, Tensor] = {}
+
+        def visit(node: fx.Node, e: Tensor) -> None:
+            if node in self._rows:
+                values[node] = e / self._rows[node]
+
+        number = self._branches
+        walk = self._drawn(LANES, visit, 1)
         walk.push()
+        return self._witnesses(number, values, walk.rounding)
 
-    def pull(self, found: Probed, failure_probability: float) -> tuple[float, float]:
-        """An upper bound of ||B||, from half a power step, and the gap of adjoints.
+    # -- power steps ---------------------------------------------------------------------
 
-        The gap is the relative difference of <B w, B w> and <w, B^T B w> for the first probe w.
+    def pull(self, found: Probed, failure_probability: float) -> float:
+        """An upper bound of ||B||, from half a power step.
+
         Memory is that of all values of the program, and of two vectors per probe.
 
         Args:
@@ -187,38 +225,37 @@ class ScaledMap:
             failure_probability: Of the bound.
         """
         kept = found.kept
-        probes = len(next(iter(kept.values()), ()))
-        if not probes:  # nothing arrives at a row; plain probes have said so
-            return math.inf, 0.0
-        plan = ProbePlan(probes, 0.5, failure_probability, self.dimension)
+        if not kept:  # nothing arrives at a row; plain probes have said so
+            return math.inf
+        plan = ProbePlan(KEPT, failure_probability / 2, self.dimension)
         linear = Linearization(self._program, device=self._device)
-        squares, pulled, first = [], 0.0, self._draws.branch(found.branch)
-        for start in range(0, probes, _PULLED):
-            some = {n: y[start : start + _PULLED] for n, y in kept.items()}
-            x = linear.vjps(some, wanted=self._columns)
-            if start == 0:
-                for n in filter(self._columns.__contains__, self._program.graph.nodes):
-                    w = first.times(self._columns[n], 1, self._facts.trace[n])
-                    if n in x:
-                        pulled += float((w[0] * x[n][0]).sum())
-            square = torch.zeros(len(next(iter(some.values()))), dtype=torch.float64)
-            while x:  # each is freed when it is used
-                n, a = x.popitem()
-                scaled = torch.mul(a, self._columns[n], out=self._memory(a))
-                square += _lane_norms(scaled).square()
-            squares.append(square)
+        start = plan.least - found.rounding
+        results: list[float] = []
+        halves = [slice(0, LANES), slice(LANES, KEPT)]
+        for mine, other in (halves, halves[::-1]):
+            number = found.branch + other.start // LANES
+            values = {n: t[other] for n, t in kept.items()}
+            judges = self._witnesses(number, values, found.rounding)
+            y = {n: t[mine] for n, t in kept.items()}
+            x = self._transposed(linear, {n: t / self._rows[n] for n, t in y.items()})
+            errors = judges.errors(y, x, failure_probability / 4)
+            lengths = norms(y.values(), LANES).tolist()
+            ends = norms(x.values(), LANES).tolist()
+            for length, error, end in zip(lengths, errors, ends, strict=True):
+                steps = [Step(8 * UNIT_ROUNDOFF * length), Step(error)]
+                results.append(largest_norm(start, steps, end))
         kept.clear()
-        results = torch.cat(squares).sqrt().sqrt()
-        size = found.rows[0] ** 2
-        return plan.bound(results.tolist()), abs(pulled - size) / max(size, 1e-300)
+        return max(results)
 
-    def power(
-        self,
-        probes: int,
-        steps: int,
-        failure_probability: float,
-    ) -> tuple[float, float]:
-        """An upper bound of ||B||, and the largest relative gap of <B x, y> and <x, B^T y>.
+    def _transposed(self, linear: Linearization, y: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
+        """A guess of T A^T y for cotangents y at the rows, by column."""
+        x = linear.vjps(y, wanted=self._columns)
+        for n in x:
+            x[n] = x[n] * self._columns[n]
+        return x
+
+    def power(self, probes: int, steps: int, failure_probability: float) -> float:
+        """An upper bound of ||B||, from whole power steps.
 
         Memory is that of all values of the program, and of two vectors per probe.
 
@@ -228,98 +265,49 @@ class ScaledMap:
             failure_probability: Of the bound.
         """
         linear = Linearization(self._program, device=self._device)
-        plan = ProbePlan(probes, steps, failure_probability, self.dimension)
-        results, worst = [], 0.0
+        plan = ProbePlan(probes, failure_probability / 2, self.dimension)
+        judges = self.witnesses()
+        results: list[float] = []
+        least, share = plan.least, failure_probability / 2 / probes / steps
         for done in range(0, probes, _BATCH):
             lanes = min(_BATCH, probes - done)
-            y = self._forward(lanes)
-            sizes = _norms(y, lanes)
-            logs = sizes.log()
-            for step in range(steps):
-                for n, t in y.items():  # S^-1 y, for y of length one; in place, it is all there is
-                    t.div_(_along(sizes, t)).div_(self._rows[n])
-                x = linear.vjps(y, wanted=self._columns)
-                for n in x:
-                    x[n] = x[n] * self._columns[n]
-                left = _norms(x, lanes).square()
-                y, sizes, right = self._forward_again(lanes, x, y, keep=step < steps - 1)
-                worst = _larger(worst, _gap(left, right))
-                logs += sizes.log()
-            results += (logs / (2 * steps + 1)).exp().tolist()
-        return plan.bound(results), worst
+            y: dict[fx.Node, Tensor] = {}
+            first = self._drawn(lanes, self._into(y))
+            first.push()
+            chains: list[list[Step]] = [[] for _ in range(lanes)]
+            for _ in range(steps):
+                sizes = norms(y.values(), lanes)
+                for t in y.values():  # of length one; in place, it is all there is
+                    t.div_(_along(sizes, t))
+                x = self._transposed(linear, {n: t / self._rows[n] for n, t in y.items()})
+                errors = judges.errors(y, x, share * lanes) if y else [math.inf] * lanes
+                y = {}
+                again = Given(
+                    self._program, lanes, self._facts, self._columns, self._device, self._ops,
+                    self._into(y),
+                )  # fmt: skip
+                again.vectors = x
+                again.push()
+                for chain, size, error in zip(chains, sizes.tolist(), errors, strict=True):
+                    chain += [
+                        Step(8 * UNIT_ROUNDOFF * size, size),
+                        Step(add_up(error, again.rounding)),
+                    ]
+            ends = norms(y.values(), lanes).tolist()
+            start = least - first.rounding
+            for chain, end in zip(chains, ends, strict=True):
+                last = Step(8 * UNIT_ROUNDOFF * end)
+                results.append(largest_norm(start, [*chain, last], end))
+        return max(results)
 
-    def _forward(self, lanes: int) -> dict[fx.Node, Tensor]:
-        """B w for fresh vectors w, by node."""
-        found: dict[fx.Node, Tensor] = {}
-
-        def inject(node: fx.Node, value: Tensor) -> Tensor | None:
-            t = self._columns.get(node)
-            return None if t is None else self._draws.times(t, lanes, value)
+    def _into(self, found: dict[fx.Node, Tensor]) -> Any:
+        """Stores B w by row."""
 
         def visit(node: fx.Node, e: Tensor) -> None:
             if node in self._rows:
                 found[node] = e / self._rows[node]
 
-        push(self._program, lanes, inject, visit, device=self._device, known=self._facts.trace)
-        return found
-
-    def _forward_again(
-        self, lanes: int, x: dict[fx.Node, Tensor], v: dict[fx.Node, Tensor], *, keep: bool
-    ) -> tuple[dict[fx.Node, Tensor], Tensor, Tensor]:
-        """B x (if it is to be kept), ||B x||, and <B x, S v>; x is used up."""
-        found: dict[fx.Node, Tensor] = {}
-        squares, right = torch.zeros(lanes).double(), torch.zeros(lanes).double()
-
-        def inject(node: fx.Node, value: Tensor) -> Tensor | None:
-            del value
-            given = x.pop(node, None)
-            return None if given is None else given * self._columns[node]
-
-        def visit(node: fx.Node, e: Tensor) -> None:
-            s = self._rows.get(node)
-            if s is None:
-                return
-            if node in v:
-                right.add_((e * v[node]).reshape(lanes, -1).sum(1).cpu())
-            scaled = e / s
-            squares.add_(_lane_norms(scaled).square())
-            if keep:
-                found[node] = scaled
-
-        push(self._program, lanes, inject, visit, device=self._device, known=self._facts.trace)
-        return found, squares.sqrt(), right
-
-
-class _Probing(Pusher):
-    """Carries fresh vectors and, in the last lane, their sum."""
-
-    columns: dict[fx.Node, Tensor]
-    visit: VisitMany
-    first: Draws  # for the first vector
-    rest: Draws
-
-    def passed(self, node: fx.Node, tangents: Tensor) -> None:
-        """Show what passed."""
-        self.visit(node, tangents)
-
-    def joined(
-        self, node: fx.Node, value: Tensor, tangents: Tensor | None, fresh: bool
-    ) -> Tensor | None:
-        """Draw what arises at a node where it is added."""
-        t = self.columns.get(node)
-        if t is None:
-            return tangents
-        if tangents is None:
-            tangents = value.new_zeros((self._count, *value.shape), dtype=torch.float64)
-        elif not fresh:
-            tangents = tangents.clone(memory_format=torch.contiguous_format)
-        self.rest.add(t, tangents[:-1], tangents[-1], self.first)
-        return tangents
-
-
-def _larger(x: float, y: float) -> float:
-    """The larger number; NaN if one of them is."""
-    return x if math.isnan(x) or y <= x else y
+        return visit
 
 
 def _lane_norms(e: Tensor) -> Tensor:
@@ -334,15 +322,5 @@ def _lane_norms_up(e: Tensor) -> Tensor:
     return norm_up(e.reshape(len(e), -1), 1).cpu()
 
 
-def _norms(y: dict[fx.Node, Tensor], lanes: int) -> Tensor:
-    squares = (_lane_norms(t).square() for t in y.values())
-    return sum(squares, torch.zeros(lanes, dtype=torch.float64)).sqrt()
-
-
 def _along(sizes: Tensor, t: Tensor) -> Tensor:
     return sizes.to(t.device).reshape(-1, *[1] * (t.dim() - 1))
-
-
-def _gap(left: Tensor, right: Tensor) -> float:
-    """Largest relative difference of <x, x> (x = B^T y) and <B x, y>."""
-    return float(((left - right).abs() / left.clamp(min=1e-300)).max())

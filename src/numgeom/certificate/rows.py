@@ -9,7 +9,9 @@ since e = A (R - delta) on the whole path, |delta| <= d, and ||T^-1 R|| <= K/2 r
 is what the roundings can really do to this entry; so units near their kink are told from units at
 their kink. It is worth a pass for a few units only.
 
-The pass rounds; it is held to the same assumption and the same test as power steps (`probes`).
+The reverse pass gives a guess a^. Fresh vectors w_j, pushed forward, tell how far it is off: what
+arrives at the entry is <a, J T (w_j + omega_j)>, and ||(a - a^) J T|| <= c follows as for power
+steps (`probes`). Then |e_k| <= sum_j |a^_j| d_j + c ||T^-1 d|| + (||a^ J T|| + c) K/2 rho^2.
 """
 
 import math
@@ -19,17 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from numgeom.arithmetic.rounding import add_up, mul_up, norm_up, sum_up
+from numgeom.arithmetic.rounding import add_up, div_up, mul_up, norm_up, sum_up
 from numgeom.certificate.draws import Draws
 from numgeom.certificate.facts import Facts
-from numgeom.certificate.probes import LARGEST_GAP, MARGIN
+from numgeom.certificate.passes import Drawn
 from numgeom.certificate.scale import Scale
+from numgeom.certificate.witnesses import LANES, Witnesses
 from numgeom.errors import ReplayError
 from numgeom.ops.entry import Kind
 from numgeom.ops.table import OpTable
 from numgeom.recording import Program
 from numgeom.semantics.sensitivity import Linearization
-from numgeom.semantics.tangents import push
 
 MOST = 64  # entries that get a row of their own
 _BATCH = 8
@@ -50,6 +52,8 @@ def entry_radii(
     doubts: Mapping[fx.Node, Tensor],
     *,
     bending: float,
+    eta: float,
+    failure_probability: float,
     ops: OpTable,
     device: Any,
     draws: Draws,
@@ -64,12 +68,14 @@ def entry_radii(
         scale: T.
         doubts: The calls in doubt, with masks over their units.
         bending: At least K/2 rho^2.
+        eta: At least ||T^-1 d||.
+        failure_probability: Of all these bounds together, over the fresh vectors.
         ops: The facts to use.
         device: Where to run.
-        draws: For the test of the passes.
+        draws: For the fresh vectors.
 
     Returns:
-        Nothing where there are too many entries, and where the passes are inaccurate.
+        Nothing where there are too many entries.
     """
     entries = _entries(program, facts, doubts, ops)
     if not 0 < len(entries) <= MOST:
@@ -78,15 +84,34 @@ def entry_radii(
         linear = Linearization(program, device=device)
     except ReplayError:
         return {}
-    arriving = _arriving(program, facts, scale, device, draws, entries)
+    places: dict[fx.Node, list[int]] = {}
+    for node, k in entries:
+        places.setdefault(node, []).append(k)
+    arrived: dict[fx.Node, Tensor] = {}
+
+    def visit(node: fx.Node, e: Tensor) -> None:
+        if node in places:
+            arrived[node] = e.reshape(len(e), -1)[:, places[node]]
+
+    walk = Drawn(program, LANES, facts, scale.columns, device, ops, visit)
+    walk.branches, walk.each = (draws.branch(1),), LANES
+    walk.push()
+    columns = filter(scale.columns.__contains__, program.graph.nodes)
+    shapes = {node: facts.trace[node] for node in columns}
+    dimension = sum(t.numel() for t in scale.columns.values())
+    judges = Witnesses(lambda: draws.branch(1), arrived, walk.rounding, shapes, dimension)
     found: dict[fx.Node, Tensor] = {}
     for start in range(0, len(entries), _BATCH):
         batch = entries[start : start + _BATCH]
-        rows = linear.vjps(_units(linear, batch), wanted=scale.columns)
+        units = _units(linear, batch)
+        rows = linear.vjps(units, wanted=scale.columns)
+        scaled = {n: a * scale.columns[n] for n, a in rows.items()}
+        share = failure_probability * len(batch) / len(entries)
+        chosen = {n: u.reshape(len(u), -1)[:, places[n]] for n, u in units.items()}
+        errors = judges.errors(chosen, scaled, share)
         for lane, (node, k) in enumerate(batch):
-            bound = _bound({n: a[lane] for n, a in rows.items()}, facts, scale, bending)
-            if not _gap(rows, lane, arriving[node, k]) <= LARGEST_GAP:
-                return {}
+            bound = _bound({n: x[lane] for n, x in scaled.items()}, facts, scale, bending)
+            bound = add_up(bound, mul_up(errors[lane], add_up(eta, bending)))
             if node not in found:
                 value = linear.values[node]
                 found[node] = value.new_full(value.shape, math.inf)
@@ -95,14 +120,16 @@ def entry_radii(
 
 
 def _bound(row: dict[fx.Node, Tensor], facts: Facts, scale: Scale, bending: float) -> float:
+    """The bound for an exact row, which is given in units of T."""
     rounding, bent = 0.0, [0.0]
-    for node, a in row.items():
+    for node, x in row.items():
         d = facts.sources.get(node)
         if d is not None:
-            rounding = add_up(rounding, float(sum_up(mul_up(a.abs(), d))))
-        bent.append(float(norm_up(mul_up(a.abs(), scale.columns[node]))))
+            part = torch.where(d > 0, mul_up(div_up(d, scale.columns[node]), x.abs()), 0.0)
+            rounding = add_up(rounding, float(sum_up(part)))
+        bent.append(float(norm_up(x)))
     curved = mul_up(float(norm_up(torch.tensor(bent, dtype=torch.float64))), bending)
-    return mul_up(add_up(rounding, curved), 1 + MARGIN)
+    return add_up(rounding, curved)
 
 
 # -- the entries ---------------------------------------------------------------------------
@@ -156,51 +183,3 @@ def _units(linear: Linearization, batch: list[Entry]) -> dict[fx.Node, Tensor]:
             found[node] = linear.values[node].new_zeros(len(batch), *linear.values[node].shape)
         found[node][lane].view(-1)[k] = 1.0
     return found
-
-
-class _Arrival:
-    """What arrived at an entry in one forward pass, and the vector that was sent."""
-
-    def __init__(self, size: float, sent: dict[fx.Node, Tensor]) -> None:
-        self.size = size
-        self.sent = sent
-
-
-def _arriving(
-    program: Program,
-    facts: Facts,
-    scale: Scale,
-    device: Any,
-    draws: Draws,
-    entries: list[Entry],
-) -> dict[Entry, _Arrival]:
-    sent: dict[fx.Node, Tensor] = {}
-    found = {entry: _Arrival(0.0, sent) for entry in entries}
-
-    def inject(node: fx.Node, value: Tensor) -> Tensor | None:
-        t = scale.columns.get(node)
-        if t is None:
-            return None
-        w = draws.times(t, 1, value)
-        sent[node] = w[0].clone()
-        return w
-
-    def visit(node: fx.Node, e: Tensor) -> None:
-        for other, k in entries:
-            if other is node:
-                found[node, k].size = float(e[0].reshape(-1)[k])
-
-    push(program, 1, inject, visit, device=device, known=facts.trace)
-    return found
-
-
-def _gap(rows: dict[fx.Node, Tensor], lane: int, arrival: _Arrival) -> float:
-    """Difference of <a, w> and what arrived, relative to the sum of |a_j w_j|."""
-    pulled = size = 0.0
-    for node, a in rows.items():
-        if node in arrival.sent:
-            products = a[lane] * arrival.sent[node]
-            pulled += float(products.sum())
-            size += float(products.abs().sum())
-    difference = abs(pulled - arrival.size)
-    return 0.0 if difference == 0.0 else difference / size if size > 0.0 else math.inf

@@ -9,6 +9,8 @@ The Newton-Kantorovich theorem (`kantorovich`) has two scales, entry by entry, b
   T is d, so that nothing is injected that does not arise, and where the second-order term Q that S
   allows is larger than kappa d, it is Q / kappa: then the curvature constant is about 2 kappa.
 
+Where a probe pass would round more than a small part of T, T is raised (`survey`).
+
 Any S, T > 0 give a valid theorem. Several kappa are tried at once, as lanes of one batch of
 tangents, and the one that promises the smallest h is kept. Nodes whose ops are far from the largest
 curvature get a larger S, which makes beta smaller at no cost in K.
@@ -94,6 +96,9 @@ def _best(found: Survey, rows: dict[fx.Node, Tensor]) -> Scale:
         for node in facts.rounding
         if node in sources or node in found.terms
     }
+    for node, floor in found.floors.items():
+        t = columns.get(node)
+        columns[node] = floor if t is None else torch.maximum(t, floor)
     block = math.sqrt(float(_between(found.blocks)[best]))
     return Scale({n: s.mul_(stretch[n]) for n, s in rows.items()}, columns, beta, k, h, block)
 

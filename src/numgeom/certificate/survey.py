@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from numgeom.arithmetic.rounding import UNIT_ROUNDOFF
 from numgeom.certificate.draws import Draws
 from numgeom.certificate.facts import Facts, parts_of, second_order, total
 from numgeom.certificate.structure import structure
@@ -24,6 +25,7 @@ from numgeom.errors import ReplayError
 from numgeom.ops.entry import Evaluation, Op
 from numgeom.ops.promotion import converts, has_unconvertible_number, local_error, prepared
 from numgeom.ops.table import OpTable, functional_name
+from numgeom.ops.tangents import Pushed, Stack
 from numgeom.recording import Program
 from numgeom.semantics.tangents import Moving, Pusher
 
@@ -31,6 +33,8 @@ SAMPLES = 2  # of the error's size, for the scale only
 # How large a second-order term may be beside the rounding of its entry before it enters T.
 KAPPAS = (1e-9, 1e-13)
 NOTHING = 1e-60  # S of entries that no sample reaches
+# A pass may round an entry by this part of its T, before T is raised, and to this part it is then.
+_SEEN, _RAISED = 1e5, 1e7
 LEAST = 1e-95  # T of entries where nothing arises; NOTHING^2 / LEAST is small
 NORMAL = 1e-290  # a smaller T would lose digits when a probe is multiplied by it
 _LARGEST = 1e150
@@ -55,6 +59,7 @@ class Survey:
             the result.
         rows: The nodes that curved ops read.
         kinks: The nodes that ops with kinks read.
+        floors: The least T of entries that rounding of the passes needs, by node.
         squares: By node, squares of the norms of its changes in units of its size, for each kappa.
         blocks: Squares of the norms of the changes of all gradients together, for each kappa.
     """
@@ -66,6 +71,7 @@ class Survey:
     terms: dict[fx.Node, Tensor] = field(default_factory=dict)
     rows: set[fx.Node] = field(default_factory=set)
     kinks: set[fx.Node] = field(default_factory=set)
+    floors: dict[fx.Node, Tensor] = field(default_factory=dict)
     squares: dict[fx.Node, Tensor] = field(default_factory=dict)
     blocks: Tensor = field(default_factory=lambda: torch.zeros(len(KAPPAS), dtype=torch.float64))
 
@@ -99,8 +105,7 @@ class _Surveyor(Pusher):
     """Carries samples of errors in the first lanes, and one lane for each kappa."""
 
     def __init__(self, program: Program, ops: OpTable, device: Any, draws: Draws) -> None:
-        super().__init__(program, SAMPLES + len(KAPPAS), device)
-        self._ops = ops
+        super().__init__(program, SAMPLES + len(KAPPAS), device, ops=ops)
         self._draws = draws
         self._parts = parts_of(program)
         self._structure = structure(program)
@@ -125,24 +130,50 @@ class _Surveyor(Pusher):
             self._inexact.add(node)
         return found
 
-    def _moved(
-        self, node: fx.Node, moving: list[fx.Node], values: Mapping[fx.Node, Any], args: Any, y: Any
-    ) -> tuple[Any, bool]:
+    def _pushed(
+        self, node: fx.Node, values: Mapping[fx.Node, Any], args: Any, kwargs: Any, y: Any
+    ) -> Any:
         if self.found.failure:
-            return None, False
+            return None
         if node in self._structure.tails:  # the samples are done with
             values = {n: self._without_samples(values[n]) for n in node.all_input_nodes}
         try:
-            return super()._moved(node, moving, values, args, y)
+            found = super()._pushed(node, values, args, kwargs, y)
         except ReplayError as error:  # an op without derivatives in forward mode
             self.found.failure = str(error)
-            return None, False
+            return None
+        if self.foreign and not self._structure.connected.isdisjoint((node, *node.users)):
+            self.found.failure = next(iter(self.foreign.values()))
+        return found
 
     def _without_samples(self, moving: Any) -> Any:
-        e = moving.tangents
-        if not isinstance(e, Tensor) or len(e) != self._count:
+        if moving.stack is None or len(moving.stack.lanes) != self._count:
             return moving
-        return Moving(moving.value, e[SAMPLES:])
+        return Moving(moving.value, Stack(moving.stack.lanes[SAMPLES:]))
+
+    def arrived(self, node: fx.Node, value: Tensor, pushed: Pushed) -> None:
+        """See to it that T is far above what a pass rounds, wherever it rounds.
+
+        What passes round is estimated from these samples. Most entries have a d that is far above
+        it; the others get a T of their own, which is still far below the errors that arrive there.
+        """
+        if len(pushed.lanes) != self._count or not self._is_column(node):
+            return
+        d, bends = self._rounding.get(node), node in self.found.terms
+        if pushed.rounding is None and d is None and not bends:
+            return
+        size = Stack(pushed.lanes).size
+        bound = None if pushed.rounding is None else pushed.rounding(size)
+        if bends or d is not None:  # what arises there is added
+            own = size * UNIT_ROUNDOFF
+            own = own if bends or d is None else torch.where(d > 0, own, 0.0)
+            bound = own if bound is None else bound + own
+        if bound is None:
+            return
+        low = bound * _SEEN > (0.0 if d is None else d)
+        if bool(low.any()):
+            floor = (bound * _RAISED).clamp_(min=NORMAL)
+            self.found.floors[node] = torch.where(low & torch.isfinite(floor), floor, 0.0)
 
     def finish(self, found: Any) -> Any:
         """Put the facts together."""

@@ -37,7 +37,7 @@ from numgeom.ops.balls import filled, unknown_unless_finite
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import Maker, example, normal
 from numgeom.ops.kinks import Kinks, Where
-from numgeom.ops.tangents import Moved, NoTangentRuleError, Pushed, Stack, require_known
+from numgeom.ops.tangents import Key, Moved, NoTangentRuleError, Pushed, Stack, require_known
 from numgeom.ops.vector_norms import norm_remainder
 
 _MANY_POINTS = 25  # aten/src/ATen/native/Distance.cpp: beyond it p = 2 takes the products way
@@ -252,8 +252,8 @@ def _backward_tangent(call: Evaluation, moved: Moved) -> Pushed:
     inverse = torch.where(apart, 1.0 / d.unsqueeze(-1), 0.0)
     quotient = (a.unsqueeze(-2) - b.unsqueeze(-3)) * inverse
     weight = g.unsqueeze(-1) * inverse
-    places = {0: -1, 1: -2, 2: -3, 4: -1}
-    factors = {0: quotient, 1: weight, 2: -weight, 4: -(weight * quotient)}
+    places: dict[Key, int] = {0: -1, 1: -2, 2: -3, 4: -1}
+    factors: dict[Key, Tensor] = {0: quotient, 1: weight, 2: -weight, 4: -(weight * quotient)}
 
     def total(read: Callable[[Stack], Tensor], *, sizes: bool) -> Tensor:
         found: Tensor | None = None

@@ -141,13 +141,14 @@ def linear_tangent(
 
     def rule(call: Evaluation, moved: Moved) -> Any:
         require_known(call, moved, *data, *fixed)
-        moving = {key: moved[key] for key in data if key in moved}
+        moving: Moved = {key: moved[key] for key in data if key in moved}
         if not moving:
             return still(call, moved)
 
         def bound(part: int | None) -> Callable[[Tensor], Bound] | None:
             if rounding is None:
                 return None
+            fact = rounding
 
             def of_sizes(total: Tensor) -> Bound:
                 del total
@@ -156,7 +157,7 @@ def linear_tangent(
                 flat = y if part is None else y[part]
                 zeros = torch.zeros((), dtype=torch.float64, device=flat.device).expand(flat.shape)
                 ys = zeros if part is None else tuple(zeros for _ in y)
-                found = rounding(Evaluation(call.name, args, kwargs, ys))
+                found = fact(Evaluation(call.name, args, kwargs, ys))
                 return found if part is None else found[part]
 
             return of_sizes
