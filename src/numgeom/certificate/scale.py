@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, fx
 
 from numgeom.certificate.facts import inputs_of
-from numgeom.certificate.survey import KAPPAS, NOTHING, Survey, column
+from numgeom.certificate.sizes import NOTHING
+from numgeom.certificate.survey import KAPPAS, Survey, column
 
 _PARTS = tuple(i / 8 for i in range(8))  # of the way from one kappa to the next
 _STRETCH = 1e3  # by what S may grow where curvature leaves room

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
 from numgeom.arithmetic.rounding import UNIT_ROUNDOFF
 from numgeom.certificate.draws import Draws
 from numgeom.certificate.facts import Facts, parts_of, second_order, total
+from numgeom.certificate.sizes import LARGEST, NOTHING, floored, sizes_of
 from numgeom.certificate.structure import structure
 from numgeom.errors import ReplayError
 from numgeom.ops.entry import Evaluation, Op
@@ -32,15 +32,11 @@ from numgeom.semantics.tangents import Moving, Pusher
 SAMPLES = 2  # of the error's size, for the scale only
 # How large a second-order term may be beside the rounding of its entry before it enters T.
 KAPPAS = (1e-9, 1e-13)
-NOTHING = 1e-60  # S of entries that no sample reaches
 # A pass may round an entry by this part of its T, before T is raised, and to this part it is then.
 _SEEN, _RAISED = 1e5, 1e7
 LEAST = 1e-95  # T of entries where nothing arises; NOTHING^2 / LEAST is small
 NORMAL = 1e-290  # a smaller T would lose digits when a probe is multiplied by it
-_LARGEST = 1e150
 _PRODUCTS = frozenset(("mul", "mm", "bmm", "mv", "dot", "convolution"))  # of their first arguments
-_DRAWN = 3.0  # by how much at most a size is drawn towards that of its row
-_LOOKED_AT = 512  # entries of a node, for the floor of its sizes
 # Of the box for second-order terms, in units of S, per entry that rounds. The ball's radius is some
 # 2 beta eta, each of the two about the root of a number of entries, and S may grow.
 REACH = 200.0
@@ -290,7 +286,7 @@ class _Surveyor(Pusher):
         self.found.rows.update(node.all_input_nodes)
         term = torch.nan_to_num(q.expand(y.shape) * (2 * op.multiplicity(call)))
         for holder in filter(self._is_column, holders):
-            self.found.terms[holder] = term.clamp_(max=_LARGEST)
+            self.found.terms[holder] = term.clamp_(max=LARGEST)
 
     # -- changes -------------------------------------------------------------------------
 
@@ -318,7 +314,7 @@ class _Surveyor(Pusher):
         """Look at the size of what passes a node that matters, and at the gradients."""
         found = self.found
         if node in self._read:
-            size = found.sizes[node] = _floored(_sizes(tangents[:SAMPLES]))
+            size = found.sizes[node] = floored(sizes_of(tangents[:SAMPLES]))
             found.squares[node] = 3 * _squares(tangents[SAMPLES:] / size)
         if node in self._gradients:
             some = tangents if len(tangents) == len(KAPPAS) else tangents[SAMPLES:]
@@ -387,38 +383,3 @@ def _entries(program: Program, ops: OpTable, is_column: Any) -> int:
             continue
         found += sum(math.prod(m.shape) for m in node.meta.get("tensors", {}).values())
     return found
-
-
-def _sizes(samples: Tensor) -> Tensor:
-    """Root mean squares, drawn towards that of a row where few samples happen to be small.
-
-    Not by much: entries of a row may differ in size for good.
-    """
-    square = samples[0].square()
-    for sample in samples[1:]:
-        square.addcmul_(sample, sample)
-    if square.dim():
-        row = square.mean(-1, keepdim=True)
-        square.add_(torch.minimum(row, square * _DRAWN**2)).mul_(0.5)
-    return square.mul_(3 / len(samples)).sqrt_()  # a uniform number has the variance 1/3
-
-
-def _floored(e: Tensor) -> Tensor:
-    """Sizes, none below the rms of the smallest quarter of the nonzero ones; 0 becomes `NOTHING`.
-
-    The smallest are looked for among some hundred entries.
-    """
-    if e.numel() == 0:
-        return e
-    flat = e.reshape(-1)
-    few = flat[:: max(1, flat.numel() // _LOOKED_AT)].cpu().numpy()
-    least = np.sort(few[few > 0])  # NaN is not, and infinity comes last
-    least = least[: max(1, len(least) // 4)]
-    if not float(e.sum()) < _LARGEST:
-        e = torch.nan_to_num_(e, posinf=_LARGEST).clamp_(max=_LARGEST)
-        least = np.minimum(least, _LARGEST)
-    floor = math.sqrt(float(least @ least) / len(least)) if len(least) > 1 else 0.0
-    floor = max(floor, NOTHING)
-    if bool(e.amin() > 0):
-        return e.clamp_(min=floor)
-    return torch.where(e > 0, e.clamp(min=floor), NOTHING)

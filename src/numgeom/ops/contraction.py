@@ -31,14 +31,8 @@ from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
 from numgeom.ops.kernel_errors import ADDED_PRODUCT, MATRIX_PRODUCT
 from numgeom.ops.kinks import NO_KINKS
-from numgeom.ops.tangents import (
-    Moved,
-    Pushed,
-    added_pushed,
-    bilinear_pushed,
-    require_known,
-    scaled_pushed,
-)
+from numgeom.ops.tangent_products import added_pushed, bilinear_pushed, scaled_pushed
+from numgeom.ops.tangents import Moved, Pushed, require_known
 from numgeom.ops.traits import Autocast, Product, Traits
 
 _SOURCE = "sum of n products in any order (Higham 2002, sec. 3.1)"

@@ -31,7 +31,8 @@ from numgeom.ops.examples import example, normal
 from numgeom.ops.kernel_errors import CONVOLUTION as CONVOLUTION_ERRORS
 from numgeom.ops.kernel_errors import CONVOLUTION_BACKWARD
 from numgeom.ops.kinks import NO_KINKS
-from numgeom.ops.tangents import Moved, Pushed, added_pushed, bilinear_pushed, require_known
+from numgeom.ops.tangent_products import added_pushed, bilinear_pushed
+from numgeom.ops.tangents import Moved, Pushed, require_known
 from numgeom.ops.traits import Autocast, Product, Traits
 
 aten = torch.ops.aten

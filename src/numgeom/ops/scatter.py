@@ -38,6 +38,7 @@ from numgeom.ops.balls import (
     unknown_unless_finite,
     upper_end,
 )
+from numgeom.ops.choice_tangents import scattered_tangent
 from numgeom.ops.drawing import integers, several, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
@@ -45,9 +46,7 @@ from numgeom.ops.kinks import GIVEN_INDICES, Kinks, Where
 from numgeom.ops.tangents import (
     Moved,
     NoTangentRuleError,
-    Pushed,
     linear_tangent,
-    require_known,
 )
 from numgeom.ops.traits import Moves, Places, Traits
 
@@ -252,29 +251,7 @@ def _reduce_tangent(call: Evaluation, moved: Moved) -> Any:
         return _REDUCE_TANGENT(call, moved)
     if call.args[4] not in ("amax", "amin") or call.args[0].dim() == 0:
         raise NoTangentRuleError(f"scatter_reduce has no tangent rule for {call.args[4]!r}.")
-    return None if is_decision(call.y) else _extreme_tangent(call, moved)
-
-
-def _extreme_tangent(call: Evaluation, moved: Moved) -> Pushed:
-    """The tangents of the entries that were chosen; of several equal ones, of the first."""
-    require_known(call, moved, 0, 3)
-    x, dim, index, src = call.args[:4]
-    y, none = call.y, src.numel()
-    own = bool(call.arg(5, "include_self", True))
-    part = tuple(slice(n) for n in index.shape)
-    numbers = torch.arange(none, device=x.device).reshape(src.shape)[part]
-    numbers = torch.where(src[part] == torch.gather(y, dim, index), numbers, none)
-    base = torch.where((x == y) & own, -1, none)
-    chosen = base.scatter_reduce(dim, index, numbers, "amin", include_self=True)
-    kept = (chosen < 0) | (chosen == none)
-    count = len(next(iter(moved.values())).lanes)
-    lanes = torch.zeros(count, *y.shape, dtype=torch.float64, device=x.device)
-    if 0 in moved:
-        lanes = torch.where(kept, moved[0].lanes, lanes)
-    if 3 in moved and none:
-        places = torch.where(kept, 0, chosen)
-        lanes = torch.where(kept, lanes, moved[3].lanes.flatten(1)[:, places])
-    return Pushed(lanes, fresh=True)
+    return None if is_decision(call.y) else scattered_tangent(call, moved)
 
 
 _REDUCE_TANGENT = linear_tangent(_reduce_rounding, data=(0, 3))
