@@ -86,17 +86,17 @@ def headline(certificate: Certificate) -> Text:
     if certificate.first_nonfinite is not None and math.isnan(total.observed_error):
         text.append("unknown, not all values are finite", "bold red")
     elif total.error_bound is not None:
-        text.append(f"at most {upper(total.error_bound)} (relative, 2-norm)", "bold")
+        text.append(f"at most {number(total.error_bound)} (relative, 2-norm)", "bold")
     elif math.isnan(total.observed_error):
         text.append("unknown", "bold")
     elif total.observed_error == 0.0:
         text.append("no difference from the float64 reference", "bold")
     else:
-        text.append(f"{upper(total.observed_error)} (relative, 2-norm)", "bold")
+        text.append(f"{number(total.observed_error)} (relative, 2-norm)", "bold")
     worst = _much_worse(certificate)
     if worst is not None:
         error = _error_of(worst)
-        shown = upper(error) if math.isfinite(error) else "no relative bound"
+        shown = number(error) if math.isfinite(error) else "no relative bound"
         text.append(f", worst {visible(worst.name)}: {shown}", "bold")
     return text.append(", guarantee ").append_text(_level(certificate.guarantee))
 
@@ -221,11 +221,11 @@ def _shape(row: GradientAccuracy) -> str:
 def _error(row: GradientAccuracy) -> str:
     if row.nonfinite_entries:
         return f"{row.nonfinite_entries} bad"
-    return "ref. bad" if row.reference_nonfinite_entries else upper(row.observed_error)
+    return "ref. bad" if row.reference_nonfinite_entries else number(row.observed_error)
 
 
 def _entry_error(row: GradientAccuracy) -> str:
-    return upper(math.nan if math.isnan(row.observed_error) else row.largest_entry_error)
+    return number(math.nan if math.isnan(row.observed_error) else row.largest_entry_error)
 
 
 def _digits(row: GradientAccuracy) -> str:
@@ -250,7 +250,7 @@ _ALWAYS = (
     _Column("correct\ndigits", "decimal", _digits),
 )
 _WITH_A_BOUND = (
-    _Column("error\nbound", "relative", lambda row: upper(row.error_bound)),
+    _Column("error\nbound", "relative", lambda row: number(row.error_bound)),
     _Column("bound /\nobserved", "ratio", _ratio),
 )
 # What a narrow terminal leaves out, first to last.
@@ -264,7 +264,7 @@ def _modules(certificate: Certificate) -> Table:
     _add_number(table, "share of the\nsquared error", "percent")
     table.add_column("guarantee", no_wrap=True)
     for row in certificate.worst_modules():
-        cells = (row.module or "(model)", upper(row.observed_error), _percent(row.error_share))
+        cells = (row.module or "(model)", number(row.observed_error), _percent(row.error_share))
         table.add_row(*(Text(visible(cell)) for cell in cells), _level(row.guarantee))
     return table
 
@@ -318,6 +318,11 @@ def _footer(certificate: Certificate) -> Text:
         if value and key not in _ONLY_IN_FILES
     ]
     return Text("\n" + visible(", ".join(facts)) + ".")
+
+
+def number(value: float | None) -> str:
+    """An error, a bound or a ratio as the tables show it: three digits, rounded up."""
+    return upper(value)
 
 
 def _level(guarantee: Guarantee) -> Text:
