@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from numgeom.cli.errors import clean_errors
+from numgeom.cli.errors import clean_errors, say
 from numgeom.cli.options import Device
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ def _reproduce(
             return
         paths = () if out is None else outcome.save(out)
         if as_json:
-            typer.echo(outcome.to_json())
+            say(outcome.to_json())
             return
         _show(outcome)
         for path in paths:
-            typer.echo(f"written: {path}")
+            say(f"written: {path}")
 
 
 def _list(*, as_json: bool) -> None:
@@ -100,11 +100,11 @@ def _list(*, as_json: bool) -> None:
 
     titles = {name: each.title for name, each in REPRODUCTIONS.items()}
     if as_json:
-        typer.echo(json.dumps(titles, indent=2))
+        say(json.dumps(titles, indent=2))
         return
     width = max(map(len, titles), default=0)
     for name, title in titles.items():
-        typer.echo(f"{name:<{width}}  {title}")
+        say(f"{name:<{width}}  {title}")
 
 
 def _show(outcome: "Outcome") -> None:

@@ -254,6 +254,7 @@ def test_a_verified_file_and_errors_of_commands_are_harmless(tmp_path: Path) -> 
 
 # Classes that write themselves as text but hold no name that comes from elsewhere.
 NAMELESS = {
+    "Decisions": "numbers",
     "Format": "names of formats are ours",
     "Guarantee": "a word of ours",
     "LossScale": "numbers",
@@ -279,3 +280,16 @@ def test_every_class_that_writes_itself_as_text_is_tried() -> None:
         if any(isinstance(f, ast.FunctionDef) and f.name == "__str__" for f in node.body)
     }
     assert found == TRIED | NAMELESS.keys()
+
+
+def test_commands_write_through_the_functions_that_escape() -> None:
+    """All but the version number; the table of rich goes through our console."""
+    folder = Path(numgeom.__file__).parent / "cli"
+    found = {
+        path.name
+        for path in folder.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        if ast.unparse(node.func) in ("typer.echo", "print", "click.echo", "typer.secho")
+    }
+    assert found == {"errors.py", "__init__.py"}

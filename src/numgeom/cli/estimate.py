@@ -103,7 +103,7 @@ def _estimate(
                 document["sources"] = found.sources().to_document()
             for by, needs in parts.items():
                 document[f"bits_by_{by}"] = [dataclasses.asdict(need) for need in needs.values()]
-            typer.echo(json.dumps(document, indent=2, allow_nan=False))
+            say(json.dumps(document, indent=2, allow_nan=False))
             return
         if quiet:
             say(str(found))

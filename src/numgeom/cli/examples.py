@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from numgeom.cli.errors import clean_errors
+from numgeom.cli.errors import clean_errors, say
 
 app = typer.Typer()
 
@@ -22,8 +22,8 @@ def _examples(
         if as_json:
             import json
 
-            typer.echo(json.dumps(summaries, indent=2))
+            say(json.dumps(summaries, indent=2))
             return
         width = max(map(len, summaries), default=0)
         for name, summary in summaries.items():
-            typer.echo(f"{name:<{width}}  {summary}")
+            say(f"{name:<{width}}  {summary}")

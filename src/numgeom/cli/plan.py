@@ -86,7 +86,7 @@ def _plan(
             if checked is not None:
                 document["measured_error"] = checked.measured_error
                 document["holds"] = checked.holds
-            typer.echo(json.dumps(document, indent=2, allow_nan=False))
+            say(json.dumps(document, indent=2, allow_nan=False))
         elif quiet:
             say(str(plan))
         else:

@@ -86,7 +86,7 @@ def _verify(
                 "circumstances": list(found.circumstances),
                 "not_compared": list(found.not_compared),
             }
-            typer.echo(json.dumps(document, indent=2))
+            say(json.dumps(document, indent=2))
         else:
             say(str(found))
             if asked is not None and said.get("target") not in (None, asked):

@@ -111,7 +111,7 @@ def _zones(
             quiet=quiet or as_json,
         )
         if as_json:
-            typer.echo(found.to_json(provenance=facts))
+            say(found.to_json(provenance=facts))
         elif quiet:
             say(str(found.zones).splitlines()[0])
         else:
@@ -228,7 +228,7 @@ def _show_volume(measured: "Volume", target: str, *, as_json: bool) -> None:
             for zone, share in shares.items()
         },
     }
-    typer.echo(json.dumps(document, indent=2))
+    say(json.dumps(document, indent=2))
 
 
 def _silent(what: str, done: int, count: int) -> None:
