@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 from flint import arb
 
 
@@ -13,18 +14,26 @@ class Dual:
         self.v, self.d = arb(v), arb(d)
 
     def __add__(self, other: Any) -> "Dual":
+        if isinstance(other, np.ndarray):
+            return NotImplemented
         o = dual(other)
         return Dual(self.v + o.v, self.d + o.d)
 
     def __sub__(self, other: Any) -> "Dual":
+        if isinstance(other, np.ndarray):
+            return NotImplemented
         o = dual(other)
         return Dual(self.v - o.v, self.d - o.d)
 
     def __mul__(self, other: Any) -> "Dual":
+        if isinstance(other, np.ndarray):
+            return NotImplemented
         o = dual(other)
         return Dual(self.v * o.v, self.d * o.v + self.v * o.d)
 
     def __truediv__(self, other: Any) -> "Dual":
+        if isinstance(other, np.ndarray):
+            return NotImplemented
         o = dual(other)
         return Dual(self.v / o.v, (self.d - self.v / o.v * o.d) / o.v)
 

@@ -8,8 +8,10 @@ the computed gradient and the exact one is above the bound for certain.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import flint
+import numpy as np
 import torch
 from flint import arb
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ import numgeom
 from numgeom.arithmetic.rounding import add_up, difference_up
 from numgeom.recording import record_step
 from numgeom.semantics.ball import enclose
+from tests.documented.composites import Composite
 from tests.documented.dual import Dual, UndecidedError
 from tests.documented.functions import Function
 
@@ -98,17 +101,24 @@ def points(f: Function, dtype: torch.dtype, generator: torch.Generator, n: int) 
     return found[torch.isfinite(found)]
 
 
-def exactly(f: Function, values: tuple[float, ...], bits: int) -> list[arb] | None:
+def exactly(f: Function, values: tuple[float, ...]) -> list[arb] | None:
     """The value and the partial derivatives; None where they are not defined."""
-    with flint.ctx.workprec(bits):
-        try:
-            found = []
-            for k in range(len(values)):
-                y = f.exact(*(Dual(v, int(j == k)) for j, v in enumerate(values)))
-                found = [y.v, *found[1:], y.d]
-        except (UndecidedError, ZeroDivisionError, ValueError, OverflowError):
-            return None
-        return found if all(v.is_finite() for v in found) else None
+    try:
+        found: list[arb] = []
+        for k in range(len(values)):
+            y = f.exact(*(Dual(v, int(j == k)) for j, v in enumerate(values)))
+            found = [y.v, *found[1:], y.d]
+    except (UndecidedError, ZeroDivisionError, ValueError, OverflowError):
+        return None
+    return found if all(v.is_finite() for v in found) else None
+
+
+def _is_defined(f: Function, values: tuple[float, ...]) -> bool:
+    for bits in BITS:
+        with flint.ctx.workprec(bits):
+            if exactly(f, values) is not None:
+                return True
+    return False
 
 
 def try_function(
@@ -122,12 +132,11 @@ def try_function(
         inputs = [x]
     w = torch.randn(len(x), generator=generator, dtype=torch.float64).to(dtype)
     rows = [tuple(r) for r in zip(*(t.double().tolist() for t in inputs), strict=True)]
-    known = [exactly(f, row, BITS[0]) or exactly(f, row, BITS[1]) for row in rows]
     leaves = [t.clone().requires_grad_() for t in inputs]
     w_leaf = w.clone().requires_grad_()
     y = f.computed(*leaves)
     (w_leaf * y).sum().backward()
-    sound = torch.tensor([k is not None for k in known])
+    sound = torch.tensor([_is_defined(f, row) for row in rows])
     for t in (y, w_leaf.grad, *(leaf.grad for leaf in leaves)):
         sound &= torch.isfinite(t) if t is not None else True
     keep = sound.nonzero().reshape(-1)
@@ -162,6 +171,67 @@ def try_function(
     return tried
 
 
+def try_composite(
+    f: Composite, dtype: torch.dtype, *, seed: int, method: str = "ball", scale: float = 1.0
+) -> Tried:
+    """Certify f at one point, and check every entry of every gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = []
+    for shape in f.shapes:
+        drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
+        inputs.append(((f.low + (f.high - f.low) * drawn) * scale).to(dtype))
+    y = f.computed(*inputs)
+    w = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(dtype)
+    model = _Weighted(w, inputs, f.computed)
+    if method == "ball":
+        bounds = _enclosed(model)
+    else:
+        found = numgeom.certify(model, lambda m, _: m(), None, method=method)
+        bounds = dict(found.entrywise_bounds)
+    model.zero_grad()
+    model().backward()
+    weights = [arb(v) for v in w.double().reshape(-1).tolist()]
+    tried = Tried()
+    for part, parameter in model.named_parameters():
+        if part not in bounds or parameter.grad is None:
+            tried.unbounded += parameter.numel()
+            continue
+        place = None if part == "w" else int(part.rpartition(".")[2])
+        got = parameter.grad.double().reshape(-1).tolist()
+        for i, (computed, bound) in enumerate(
+            zip(got, bounds[part].reshape(-1).tolist(), strict=True)
+        ):
+            exact = partial(_of_composite, f, inputs, weights, place, i)
+            where = f"{f.name} {dtype} {method} seed {seed}, {part}[{i}]"
+            tried.add(_judged(exact, computed, bound, where))
+    return tried
+
+
+def _of_composite(
+    f: Composite, inputs: list[Tensor], weights: list[arb], place: int | None, i: int
+) -> arb | None:
+    """Entry i of f, or of the gradient of sum w f with respect to the input at a place."""
+    arrays = []
+    for k, x in enumerate(inputs):
+        flat = np.array(
+            [
+                Dual(v, int(k == place and j == i))
+                for j, v in enumerate(x.double().reshape(-1).tolist())
+            ]
+            + [None],
+            dtype=object,
+        )
+        arrays.append(flat[:-1].reshape(tuple(x.shape)))
+    try:
+        y = np.asarray(f.exact(*arrays), dtype=object).reshape(-1)
+    except UndecidedError:
+        return None
+    assert len(y) == len(weights), "the documented result has another shape"
+    if place is None:
+        return y[i].v
+    return sum((w * v.d for w, v in zip(weights, y, strict=True)), arb(0))
+
+
 def _enclosed(model: _Weighted) -> dict[str, Tensor]:
     """Bounds of the computed gradients by ball arithmetic."""
     program = record_step(model, lambda m, _: m(), None)
@@ -176,19 +246,25 @@ def _enclosed(model: _Weighted) -> dict[str, Tensor]:
 def _entry(
     f: Function, row: tuple, place: int, weight: float, computed: float, bound: float, where: str
 ) -> Tried:
+    def exact() -> arb | None:
+        found = exactly(f, row)
+        return None if found is None else arb(weight) * found[place]
+
+    return _judged(exact, computed, bound, f"{f.name} {where} at {row}, output {place}")
+
+
+def _judged(exact: Callable[[], arb | None], computed: float, bound: float, where: str) -> Tried:
     if not math.isfinite(bound):
         return Tried(unbounded=1)
     for bits in BITS:
-        found = exactly(f, row, bits)
-        if found is None:
-            continue
         with flint.ctx.workprec(bits):
-            error = abs(arb(weight) * found[place] - arb(computed))
+            value = exact()
+            if value is None:
+                continue
+            error = abs(value - arb(computed))
             if error <= bound:
-                ratio = float((error / bound).upper()) if bound else 0.0
-                return Tried(1, 0, [], ratio)
+                return Tried(1, 0, [], float((error / bound).upper()) if bound else 0.0)
             if error > bound:
                 ratio = float((error / bound).lower()) if bound else math.inf
-                text = f"{f.name} {where} at {row}, output {place}: {ratio:.4g} x {bound:.4g}"
-                return Tried(1, 0, [text], ratio)
+                return Tried(1, 0, [f"{where}: {ratio:.4g} x {bound:.4g}"], ratio)
     return Tried(unbounded=1)

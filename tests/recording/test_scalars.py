@@ -148,6 +148,14 @@ def test_a_recognised_formula_is_known_to_the_last_digit() -> None:
     assert abs(middle - 1 / Fraction(0.7)) <= Fraction(node.args[2])
 
 
+def test_an_epsilon_that_torch_rounded_to_float32_carries_that_error() -> None:
+    """RMS norm of float32 numbers adds the float32 number next to 1e-5."""
+    w = torch.ones(5, requires_grad=True)
+    program = record_callable(lambda: F.rms_norm(2 * w, (5,), w, 1e-5).sum().backward()).decompose()
+    (node,) = [n for n in _calls(program) if "real_number" in str(n.target)]
+    assert abs(node.args[0] - 1e-5) <= node.args[2] <= 1e-12
+
+
 def test_an_unknown_number_in_a_place_for_no_tensor_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -12,8 +12,9 @@ calls. A number that a formula derives stands for a real number, of which the do
 The rule: a number is exact if it is a short binary fraction, or if it is, up to its sign and powers
 of two, a number of the call that was opened (for a backward call: of some forward call). Every
 other one is replaced by a call that carries its error (`numgeom.recording.reals`), at most four
-roundings of a double; a constant that has a name is known to the last digit. A number whose place
-in a call can hold no tensor ends the opening: nothing is exact for want of a rule.
+roundings of a double, or one of a float32 number if it is one; a constant that has a name is known
+to the last digit. A number whose place in a call can hold no tensor ends the opening: nothing is
+exact for want of a rule.
 """
 
 import math
@@ -112,7 +113,8 @@ class Scalars:
             return Real.near(c, lost[c])
         if is_short(c) or c in _CONVENTIONS or self._is_stated(c):
             return None
-        return Real(c, 0.0, _ROUNDINGS * 2.0**-53 * abs(c) + 5e-324)
+        unit = 2.0**-24 if _is_float32(c) else _ROUNDINGS * 2.0**-53
+        return Real(c, 0.0, unit * abs(c) + 5e-324)
 
     def _is_stated(self, c: float) -> bool:
         mantissa = abs(math.frexp(c)[0])
@@ -137,6 +139,11 @@ def numbers_in(tree: Any) -> Iterator[float]:
     elif isinstance(tree, Mapping):
         for item in tree.values():
             yield from numbers_in(item)
+
+
+def _is_float32(c: float) -> bool:
+    """Whether a number was rounded to float32, as RMS norm does with its epsilon."""
+    return float(torch.tensor(c, dtype=torch.float32)) == c
 
 
 def is_short(c: float) -> bool:
