@@ -1,4 +1,4 @@
-"""What does torch's documentation say that losses, norms and other functions of tensors compute?
+"""What does torch's documentation say that norms, sums and linear algebra compute?
 
 Written from the documentation, on arrays of Arb balls with a derivative; nothing here comes from
 the package or from torch's own formulas. A parameter stands for its double value.
@@ -7,202 +7,31 @@ the package or from torch's own formulas. A parameter stands for its double valu
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
 from flint import arb
-from torch import Tensor
 
 from tests.documented import dual as D
+from tests.documented.arrays import (
+    Array,
+    Composite,
+    cosine,
+    each,
+    logsumexp,
+    mean,
+    norm,
+    normalised,
+    rows,
+    softmax,
+    total,
+    variance,
+)
 from tests.documented.dual import Dual, dual
+from tests.documented.losses import LOSSES
 
 F = torch.nn.functional
-Array = Any  # of Dual
-
-
-@dataclass(frozen=True)
-class Composite:
-    """A function of tensors.
-
-    Attributes:
-        name: As it is shown.
-        computed: What is run, on leaves of the shapes.
-        exact: What it means, on arrays.
-        shapes: Of the leaves.
-        low: Smallest number drawn.
-        high: Largest number drawn.
-    """
-
-    name: str
-    computed: Callable[..., Tensor]
-    exact: Callable[..., Array]
-    shapes: tuple[tuple[int, ...], ...]
-    low: float = -1.5
-    high: float = 1.5
-
-
-def each(f: Callable[..., Dual], *arrays: Array) -> Array:
-    """Apply f entry by entry."""
-    return np.frompyfunc(f, len(arrays), 1)(*arrays)
-
-
-def total(a: Array) -> Dual:
-    found = Dual(0)
-    for v in np.asarray(a, dtype=object).reshape(-1):
-        found = found + v
-    return found
-
-
-def mean(a: Array) -> Dual:
-    a = np.asarray(a, dtype=object)
-    return total(a) / a.size
-
-
-def rows(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """A function of the last dimension."""
-    return lambda x: np.array([f(r) for r in x.reshape(-1, x.shape[-1])], dtype=object)
-
-
-def softmax(r: Array) -> Array:
-    powers = each(D.exp, r)
-    return powers / total(powers)
-
-
-def logsumexp(r: Array) -> Dual:
-    return D.log(total(each(D.exp, r)))
-
-
-def norm(r: Array, p: float = 2.0) -> Dual:
-    if p == 2:
-        return D.sqrt(total(r * r))
-    return D.power(total(each(lambda v: D.power(D.absolute(v), p), r)), 1 / arb(p))
-
-
-def variance(r: Array, correction: int = 0) -> Dual:
-    gap = np.asarray(r, dtype=object).reshape(-1) - mean(r)
-    return total(gap * gap) / (gap.size - correction)
-
-
-def normalised(r: Array, eps: float = 1e-5) -> Array:
-    return (r - mean(r)) / D.sqrt(variance(r) + eps)
-
-
-# -------------------------------------------------------------------------------------- losses
-
-SIGNS = (1, -1, 1, 1, -1, -1, 1)
-N = len(SIGNS)
-
-
-def _signs(x: Tensor) -> Tensor:
-    return torch.tensor(SIGNS, dtype=x.dtype)
-
-
-def _gap(f: Callable[[Dual], Dual], reduce: Callable[[Array], Dual] = mean) -> Callable[..., Array]:
-    return lambda x, t: reduce(each(f, x - t))
-
-
-def _smooth(v: Dual, beta: float) -> Dual:
-    size = D.absolute(v)
-    return v * v / 2 / dual(beta) if size < beta else size - dual(beta) / 2
-
-
-def _huber(v: Dual, delta: float) -> Dual:
-    size = D.absolute(v)
-    return v * v / 2 if size <= delta else dual(delta) * (size - dual(delta) / 2)
-
-
-def _softplus(v: Dual) -> Dual:
-    return D.log1p(D.exp(v))
-
-
-def _hinge(v: Dual) -> Dual:
-    return D.maximum(v, 0)
-
-
-def _cosine(a: Array, b: Array) -> Dual:
-    return total(a * b) / (norm(a) * norm(b))
-
-
-_TWO = ((N,), (N,))
-LOSSES = (
-    Composite("mse", F.mse_loss, _gap(lambda v: v * v), _TWO),
-    Composite("mse sum", lambda x, t: F.mse_loss(x, t, reduction="sum"),
-              _gap(lambda v: v * v, total), _TWO),
-    Composite("l1", F.l1_loss, _gap(D.absolute), _TWO),
-    *(
-        Composite(f"smooth l1 {b}", lambda x, t, b=b: F.smooth_l1_loss(x, t, beta=b),
-                  _gap(lambda v, b=b: _smooth(v, b)), _TWO)
-        for b in (1.0, 0.3)
-    ),
-    *(
-        Composite(f"huber {b}", lambda x, t, b=b: F.huber_loss(x, t, delta=b),
-                  _gap(lambda v, b=b: _huber(v, b)), _TWO)
-        for b in (1.0, 0.3)
-    ),
-    Composite("bce", F.binary_cross_entropy,
-              lambda x, t: mean(each(lambda p, q: -(q * D.log(p) + (1 - q) * D.log(1 - p)), x, t)),
-              _TWO, 0.05, 0.95),
-    Composite("bce with logits", F.binary_cross_entropy_with_logits,
-              lambda x, t: mean(each(lambda p, q: _softplus(p) - q * p, x, t)), _TWO, 0.05, 0.95),
-    Composite("kl", lambda x, t: F.kl_div(x, t, reduction="batchmean", log_target=True),
-              lambda x, t: mean(each(lambda p, q: D.exp(q) * (q - p), x, t)), _TWO),
-    Composite("gaussian nll", lambda x, t: F.gaussian_nll_loss(x, 0.3 * x, t, full=False),
-              lambda x, t: mean(each(
-                  lambda p, q: (D.log(q) + _squared(p - p * 0.3) / q) / 2, x, t)),
-              _TWO, 0.05, 0.95),
-    Composite("poisson nll", F.poisson_nll_loss,
-              lambda x, t: mean(each(lambda p, q: D.exp(p) - q * p, x, t)), _TWO, 0.05, 0.95),
-    Composite("poisson nll full", lambda x, t: F.poisson_nll_loss(x, t, full=True),
-              lambda x, t: mean(each(
-                  lambda p, q: D.exp(p) - q * p + q * D.log(q) - q
-                  + D.log(dual(2 * arb.pi()) * q) / 2, x, t)), _TWO, 1.05, 3.0),
-    Composite("soft margin", lambda x: F.soft_margin_loss(x, _signs(x)),
-              lambda x: mean(each(lambda v, s: _softplus(-v * s), x, SIGNS)), ((N,),)),
-    Composite("hinge embedding", lambda x: F.hinge_embedding_loss(x, _signs(x), margin=0.3),
-              lambda x: mean(each(lambda v, s: v if s > 0 else _hinge(dual(0.3) - v), x, SIGNS)),
-              ((N,),)),
-    Composite("margin ranking", lambda x, t: F.margin_ranking_loss(x, t, _signs(x), margin=0.3),
-              lambda x, t: mean(each(lambda a, b, s: _hinge((b - a) * s + 0.3), x, t, SIGNS)),
-              _TWO),
-    Composite("cosine embedding",
-              lambda x, t: F.cosine_embedding_loss(x, t, torch.ones(1, dtype=x.dtype)),
-              lambda x, t: mean([1 - _cosine_eps(r, s) for r, s in zip(x, t, strict=True)]),
-              ((1, 5), (1, 5))),
-    Composite("cross entropy", lambda x: F.cross_entropy(x, torch.tensor([1, 0, 2])),
-              lambda x: mean([logsumexp(r) - r[c] for r, c in zip(x, (1, 0, 2), strict=True)]),
-              ((3, 3),)),
-    Composite("label smoothing",
-              lambda x: F.cross_entropy(x, torch.tensor([1, 0, 2]), label_smoothing=0.1),
-              lambda x: mean([
-                  (1 - dual(0.1)) * (logsumexp(r) - r[c]) + dual(0.1) * mean(logsumexp(r) - r)
-                  for r, c in zip(x, (1, 0, 2), strict=True)]), ((3, 3),)),
-    Composite("multi margin", lambda x: F.multi_margin_loss(x, torch.tensor([1, 0, 2])),
-              lambda x: mean([
-                  total([_hinge(1 - r[c] + r[i]) for i in range(3) if i != c]) / 3
-                  for r, c in zip(x, (1, 0, 2), strict=True)]), ((3, 3),)),
-    Composite("triplet margin",
-              lambda a, b, c: F.triplet_margin_loss(a, b, c, margin=5.0, eps=1e-6),
-              lambda a, b, c: mean([
-                  _hinge(norm(p - q + 1e-6) - norm(p - r + 1e-6) + 5)
-                  for p, q, r in zip(a, b, c, strict=True)]), ((3, 3),) * 3),
-    Composite("pairwise distance", F.pairwise_distance,
-              lambda a, b: np.array([norm(p - q + 1e-6) for p, q in zip(a, b, strict=True)]),
-              ((3, 4), (3, 4))),
-)  # fmt: skip
-
-
-def _squared(v: Dual) -> Dual:
-    return v * v
-
-
-def _cosine_eps(a: Array, b: Array) -> Dual:
-    """Torch's embedding loss adds the float32 number next to 1e-12 to both squares."""
-    eps = arb(float(torch.tensor(1e-12)))
-    return total(a * b) / D.sqrt((total(a * a) + eps) * (total(b * b) + eps))
-
 
 # -------------------------------------------------------------------------------- normalisation
 
@@ -251,7 +80,7 @@ NORMS = (
               ((3, 5),)),
     Composite("logsumexp", lambda x: torch.logsumexp(x, -1), rows(logsumexp), ((3, 5),)),
     Composite("cosine similarity", lambda a, b: F.cosine_similarity(a, b),
-              lambda a, b: np.array([_cosine(p, q) for p, q in zip(a, b, strict=True)]),
+              lambda a, b: np.array([cosine(p, q) for p, q in zip(a, b, strict=True)]),
               ((3, 4), (3, 4))),
     *(
         Composite(f"{kind} {c}", lambda x, k=kind, c=c: getattr(torch, k)(x, 1, correction=c),

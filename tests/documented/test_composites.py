@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.documented.composites import COMPOSITES, Composite
+from tests.documented.arrays import Composite
+from tests.documented.composites import COMPOSITES
 from tests.documented.trial import FORMATS, Tried, try_composite
 
 # Without a rule for these exponents, so that nothing is bounded.

@@ -20,7 +20,7 @@ import numgeom
 from numgeom.arithmetic.rounding import add_up, difference_up
 from numgeom.recording import record_step
 from numgeom.semantics.ball import enclose
-from tests.documented.composites import Composite
+from tests.documented.arrays import Composite
 from tests.documented.dual import Dual, UndecidedError
 from tests.documented.functions import Function
 

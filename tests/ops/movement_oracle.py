@@ -182,6 +182,7 @@ MOVEMENT: dict[str, Oracle] = {
     "new_ones": lambda args, kwargs: constant(1, args[1]),
     "_efficientzerotensor": lambda args, kwargs: constant(0, args[0]),
     "scalar_tensor": lambda args, kwargs: constant(args[0], ()),
+    "numgeom::real_number": lambda args, kwargs: array([arb(args[0]) + arb(args[1])], ()),
     "eye": lambda args, kwargs: numbers(np.eye(*args, dtype=int)),
     "tril_indices": lambda args, kwargs: np.stack(np.tril_indices(args[0], 0, args[1])),
     "triu_indices": lambda args, kwargs: np.stack(np.triu_indices(args[0], 0, args[1])),

@@ -90,9 +90,10 @@ def _celu(x: Tensor, alpha: float = 1.0) -> Tensor:
     return torch.where(x > 0, x, torch.expm1(x / alpha) * alpha)
 
 
-def _elu_backward(
+def elu_backward(
     dy: Tensor, alpha: float, scale: float, input_scale: float, is_result: bool, x: Tensor
 ) -> Tensor:
+    """The derivative of ELU, SELU or CELU, with the factors that they document."""
     a, s, t = (n.as_factor(x) for n in _elu_numbers(alpha, scale, input_scale))
     if is_result:
         inner = _times(dy, t) * (x + _times(torch.ones_like(x), a, s))
@@ -288,7 +289,7 @@ FORMULAS: Mapping[OpOverload, Callable[..., Any]] = {
     aten.smooth_l1_loss_backward.default: _smooth_l1_backward,
     aten.huber_loss_backward.default: _huber_backward,
     aten.elu.default: _elu,
-    aten.elu_backward.default: _elu_backward,
+    aten.elu_backward.default: elu_backward,
     aten.celu.default: _celu,
     aten.gelu.default: _gelu,
     aten.gelu_backward.default: _gelu_backward,

@@ -51,10 +51,17 @@ class Scalars:
     def __init__(self, program: Program) -> None:
         """Collect the numbers of the forward calls."""
         self._forward: set[float] = set()
+        # Relative error of a derived number. The derivative formulas of CELU multiply by up to
+        # three reciprocals of alpha as a float32 number.
+        self._unit = _ROUNDINGS * 2.0**-53
         exponents: set[float] = set()
         weights: set[float] = set()  # of ops that are more than a sum, a product or a power
         for node in program.graph.nodes:
             info = node.meta.get("call")
+            if node.target is aten.celu.default or (
+                node.target is aten.elu_backward.default and node.args[3] != 1
+            ):
+                self._unit = 2.0**-22
             if info is None or info.phase == "backward" or node.target in _MADE_BY_TORCH:
                 continue
             found = set(_numbers_of(node.target, node.args, node.kwargs))
@@ -113,7 +120,7 @@ class Scalars:
             return Real.near(c, lost[c])
         if is_short(c) or c in _CONVENTIONS or self._is_stated(c):
             return None
-        unit = 2.0**-24 if _is_float32(c) else _ROUNDINGS * 2.0**-53
+        unit = 2.0**-24 if _is_float32(c) else self._unit
         return Real(c, 0.0, unit * abs(c) + 5e-324)
 
     def _is_stated(self, c: float) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from numgeom.errors import UnsupportedOpError
+from numgeom.recording.formulas import elu_backward
 from numgeom.recording.reals import exactly
 from numgeom.recording.references.entry import Definition
 
@@ -131,6 +132,8 @@ def _hardsigmoid_backward(grad_output: Tensor, self: Tensor) -> Tensor:
 
 
 DEFINITIONS: tuple[Definition, ...] = (
+    # The kernel is handed 1/alpha as torch takes it, from a float32 number.
+    Definition("aten::elu_backward", elu_backward, "torch.nn.CELU documentation"),
     Definition(
         "aten::hardsigmoid_backward", _hardsigmoid_backward, "torch.nn.Hardsigmoid documentation"
     ),
