@@ -265,6 +265,18 @@ def test_decisions_are_told_and_saved(tmp_path):
     assert "decisions" not in json.loads(bare.to_json())
 
 
+def test_what_python_read_is_named_and_where_it_is_used_again():
+    def scaled(w, x):
+        return (w * x * w.detach().exp().sum().item()).sum()
+
+    (note,) = [n for n in certificate_of(scaled, torch.float32, "ball").notes if "read" in n]
+    assert "item in the model (" in note or "item in Step (" in note
+    assert "as they were read: aten.mul.Tensor" in note
+    (note,) = [n for n in certificate_of(logged, torch.float32, "ball").notes if "read" in n]
+    assert "as they were read" not in note
+    assert not [n for n in certificate_of(dropped, torch.float32, "ball").notes if "read" in n]
+
+
 def test_the_reference_alone_tells_what_falls_out_otherwise():
     def f(w, x):
         return w[(x * 10 - 1) > 0].sum() + w.sum()  # in float32 0.1 * 10 rounds to 1

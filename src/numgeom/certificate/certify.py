@@ -23,7 +23,7 @@ from numgeom.certificate.bounds import (
     with_total_bound,
 )
 from numgeom.certificate.circumstances import circumstances
-from numgeom.certificate.decisions import decisions_of, differing
+from numgeom.certificate.decisions import decisions_of, differing, note_on_reads
 from numgeom.certificate.given import fitting
 from numgeom.certificate.kinks import Kink
 from numgeom.certificate.nonfinite import NonFinite, first_nonfinite, kinds_of
@@ -200,6 +200,7 @@ def certify(
         notes=(
             *radii.notes,
             *_otherwise(kinks, radii),
+            *note_on_reads(program),
             *(kernel_note() if radii.method else ()),
             *((f"The reference may be wrong: {explain(broken)}",) if broken else ()),
             *vanishing(rows, entrywise),

@@ -16,9 +16,13 @@ from torch import Tensor
 from numgeom.arithmetic.printing import lower_short
 from numgeom.certificate.kinks import Kink, kink_of_decision
 from numgeom.recording import Program
+from numgeom.recording.calls import CallInfo
+from numgeom.recording.decisions import READ
 from numgeom.recording.program import Replay
+from numgeom.recording.scalars import numbers_in
 from numgeom.results import store
 from numgeom.semantics.decisions import judge
+from numgeom.visible import visible
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,46 @@ def decisions_of(program: Program, margin: float) -> Decisions | None:
     taken = [program.constants[str(decision.taken.target)] for decision in found]
     reads = sum(d.is_read and _is_real(t) for d, t in zip(found, taken, strict=True))
     return Decisions(len(found), reads, margin)
+
+
+_SHOWN = 4  # places that a note names
+_COMMON = (0.0, 1.0, -1.0, 2.0, 0.5)  # numbers that a program has without reading them
+
+
+def note_on_reads(program: Program) -> tuple[str, ...]:
+    """Name the real numbers that Python read, and the calls that got one of them as it was read.
+
+    Args:
+        program: As it was recorded.
+    """
+    taken = {d: program.constants[str(d.taken.target)] for d in program.decisions if d.is_read}
+    reads = {d: t for d, t in taken.items() if _is_real(t)}
+    if not reads:
+        return ()
+    places = [f"{d.op.removeprefix(READ)} {_place(d.info)}" for d in reads]
+    note = (
+        f"Python read real numbers: {_listed(places)}. What the program decided and computed by "
+        "them is taken as it was; their own errors are part of no bound."
+    )
+    values = {float(t) for t in reads.values() if t.numel() == 1 and not t.is_complex()}
+    again = [
+        f"{node.target} {_place(node.meta['call'])}"
+        for node in program.calls
+        if any(x in values for x in numbers_in((node.args, node.kwargs)) if x not in _COMMON)
+    ]
+    if again:
+        note += f" Computed with as they were read: {_listed(again)}."
+    return (visible(note),)
+
+
+def _place(info: CallInfo) -> str:
+    return f"in {info.module or 'the model'} ({info.source})"
+
+
+def _listed(places: list[str]) -> str:
+    distinct = list(dict.fromkeys(places))
+    more = len(distinct) - _SHOWN
+    return ", ".join(distinct[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def differing(reference: Replay) -> tuple[Kink, ...]:
