@@ -91,6 +91,47 @@ def test_bounds_hold_where_a_reference_decides(name):
     assert wrong
 
 
+def indefinite(p):
+    """Its second pivot is p - 1 - 1e-18, below 0 over the reals."""
+    one = torch.ones_like(p)
+    return torch.stack([torch.stack([one, one]), torch.stack([one, p - 1e-18])])
+
+
+def singular(p):
+    """Its second pivot is p - 1, which is 0 over the reals."""
+    one = torch.ones_like(p)
+    return torch.stack([torch.stack([one, one]), torch.stack([one, p])])
+
+
+STOPS = {
+    "cholesky_ex": lambda p: torch.linalg.cholesky_ex(indefinite(p))[1],
+    "inv_ex": lambda p: torch.linalg.inv_ex(singular(p))[1],
+    "lu_factor_ex": lambda p: torch.linalg.lu_factor_ex(singular(p))[2],
+    "solve_ex": lambda p: torch.linalg.solve_ex(singular(p), column(p, p)[:2])[1],
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_whether_a_factorisation_stops_is_in_doubt_where_it_hangs_on_rounding(name):
+    def branch(p):
+        return p.detach() * 0 + (3.0 if STOPS[name](p).item() == 0 else 5.0)
+
+    for a in (0.1, 0.3, 0.7, 1.1):
+        for method in METHODS:
+            found = certify(Step(branch, a), lambda model, batch: model(), None, method=method)
+            assert found.guarantee < Guarantee.CERTIFIED
+
+
+def test_a_clear_factorisation_decides():
+    def branch(p):
+        info = torch.linalg.cholesky_ex(clear(p) @ clear(p).mT)[1]
+        return p.detach() * 0 + (3.0 if info.item() == 0 else 5.0)
+
+    found = certify(Step(branch), lambda model, batch: model(), None, method="ball")
+    assert found.guarantee >= Guarantee.CERTIFIED, found.notes
+    assert found.decisions.count == 1
+
+
 FREE = {
     "solution": lambda p: torch.linalg.solve(near_tie(p), column(p, p)[:2]).sum(),
     "solution by factors": lambda p: torch.linalg.lu_solve(

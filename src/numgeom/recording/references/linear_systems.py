@@ -136,6 +136,20 @@ def _leaving(own: Tensor, pivots: Tensor, beaten: list[Tensor]) -> tuple[Tensor,
     return found
 
 
+def _leaving_info(info: Tensor, stops: Tensor) -> Tensor:
+    """The number of the column at which the factorisation stopped; 0 if it went through.
+
+    It decides nothing here, but may decide something elsewhere.
+
+    Args:
+        info: As the kernel found it.
+        stops: For each column, whether its pivot ends the factorisation, in the last dimension.
+    """
+    if not is_recorded() or not stops.numel():
+        return info
+    return unless(stops.any(-1) | (info > 0), info)  # of what follows a stop nothing is known
+
+
 def _watched() -> list[Tensor] | None:
     """Where to note pivots that may be others; nowhere if nobody would look at them."""
     return [] if is_recorded() else None
@@ -198,7 +212,11 @@ def _lu_factor(
     _, pivots, info = _kernel(op, A, pivot=pivot, check_errors=check_errors)
     beaten = _watched() if pivot else None
     own = _eliminate(_ordered(A, _order(pivots, A.size(-1))), beaten)
-    return *_leaving(own, pivots, beaten or []), info
+    return *_leaving(own, pivots, beaten or []), _leaving_info(info, _zeros(own))
+
+
+def _zeros(factors: Tensor) -> Tensor:
+    return factors.diagonal(0, -2, -1) == 0
 
 
 def _solve(
@@ -212,7 +230,8 @@ def _solve(
     is_vector = B.dim() == 1 or (B.dim() == A.dim() - 1 and B.shape == A.shape[:-1])
     b = B.unsqueeze(-1) if is_vector else B
     x = _solve_by_factors(own, pivots, b, left=left)
-    return x.squeeze(-1) if is_vector else x, *_leaving(own, pivots, beaten or []), info
+    x = x.squeeze(-1) if is_vector else x
+    return x, *_leaving(own, pivots, beaten or []), _leaving_info(info, _zeros(own))
 
 
 def _own_factors(A: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,7 +245,8 @@ def _inverse(A: Tensor, *, check_errors: bool = False) -> tuple[Tensor, Tensor]:
     _, info = _kernel(aten.linalg_inv_ex.default, A, check_errors=check_errors)
     own, pivots = _own_factors(A)
     ones = torch.eye(A.size(-1), dtype=A.dtype, device=A.device)
-    return _solve_by_factors(own, pivots, ones.expand(A.shape)), info
+    x = _solve_by_factors(own, pivots, ones.expand(A.shape))
+    return x, _leaving_info(info, _zeros(own))
 
 
 def _parity(pivots: Tensor) -> Tensor:
@@ -267,13 +287,18 @@ def _cholesky(
     _, info = _kernel(op, self, upper=upper, check_errors=check_errors)
     rest = self.mT if upper else self
     columns: list[Tensor] = []
+    pivots: list[Tensor] = []
     for k in range(self.size(-1)):
+        pivots.append(rest[..., 0, 0])
         corner = torch.sqrt(rest[..., :1, :1])
         below = rest[..., 1:, :1] / corner
         column = torch.cat([corner, below], -2)
         columns.append(torch.nn.functional.pad(column, (0, 0, k, 0)))
         rest = rest[..., 1:, 1:] - below * below.mT
-    factor = torch.cat(columns, -1) if columns else self.clone()
+    if not columns:
+        return self.clone(), info
+    factor = torch.cat(columns, -1)
+    info = _leaving_info(info, ~(torch.stack(pivots, -1) > 0))
     return factor.mT.contiguous() if upper else factor, info
 
 
