@@ -85,6 +85,32 @@ def sorted_in_python(w, x):
     return (w * torch.from_numpy(order)).sum()
 
 
+def packed(w, x):
+    lengths = 1 + (residue(x)[:1] > 0).to(torch.int64)
+    rows = (w * 1.0).reshape(1, 2, 1)
+    found = nn.utils.rnn.pack_padded_sequence(rows, lengths, batch_first=True)
+    return found.data.sum() + w.sum()
+
+
+def in_the_backward_pass(w, x):
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, w, s):
+            ctx.save_for_backward(s)
+            return w.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            (s,) = ctx.saved_tensors
+            return dy * 2 if s.max().item() > 0 else dy, None
+
+    return Doubled.apply(w, residue(x)).sum()
+
+
+def new_tensor(w, x):
+    return (w * w.detach().new_tensor([*residue(x)]).sign()).sum()
+
+
 def from_numpy(w, x):
     keep = torch.from_numpy((residue(x).numpy() > 0).astype(np.float64))
     return (w * keep.to(w.dtype)).sum() + w.sum()
@@ -135,6 +161,9 @@ UNDECIDED = {
         [0, 0],
     ),
     "split sizes": (split, [2, 1]),
+    "lengths": (packed, [2, 1]),
+    "backward pass": (in_the_backward_pass, [1, 1]),
+    "new_tensor": (new_tensor, [0, 0]),
     "tensor_split": (split_at, [1, 1]),
     "slice": (lambda w, x: w[: (residue(x)[0] > 0).to(torch.int64)].sum() + w.sum(), [1, 1]),
     "one_hot of argmax": (one_hot, None),

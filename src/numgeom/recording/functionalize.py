@@ -91,6 +91,10 @@ HIDDEN_WRITES: Mapping[str, tuple[tuple[int, ...], int]] = {
 }
 
 
+# Read a tensor of integers in their kernel, and shape their result by it: position of that tensor.
+SHAPED_BY: Mapping[str, int] = {"_pack_padded_sequence": 1}
+
+
 class Treatment(Enum):
     """How a call of an op is recorded."""
 
@@ -138,7 +142,8 @@ def traits_of(op: OpOverload) -> Traits:
         treatment = _treatment(op)
         takes_indices = any("Tensor" in str(a.type) and "List" in str(a.type) for a in second)
         has_defaults = name_of(op) in _DEFAULTS
-        plain = treatment is Treatment.PURE and not (takes_indices or has_defaults)
+        is_shaped = name_of(op) in SHAPED_BY
+        plain = treatment is Treatment.PURE and not (takes_indices or has_defaults or is_shaped)
         written = written_arguments(op)
         has_variant = bool(written) and functional_variant(op) is not None
         writes, writes_if = written, None

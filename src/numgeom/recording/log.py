@@ -27,6 +27,7 @@ from numgeom.recording.contents import (
 from numgeom.recording.decisions import READ, UNSEEN, Decided
 from numgeom.recording.functionalize import (
     READS,
+    SHAPED_BY,
     TRAITS,
     Traits,
     Treatment,
@@ -255,6 +256,8 @@ class Log:
             for mask in masks_in(args[1]):
                 self._decide(mask, str(op))
             args = (args[0], decided_indices(args[1]), *args[2:])
+        elif name_of(op) in SHAPED_BY:
+            self._decide(args[SHAPED_BY[name_of(op)]], str(op))
         elif treatment is Treatment.DECIDE:
             for tensor in deciding(op, args):
                 self._decide(tensor, str(op))

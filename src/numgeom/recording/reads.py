@@ -23,6 +23,7 @@ Listener = Callable[[Tensor, str], None]
 # Methods of a tensor that hand its values to Python, and functions that read those in arguments.
 _METHODS = ("tolist", "numpy", "__dlpack__", "__deepcopy__", "__reduce_ex__")
 _BUILDERS = ("tensor", "as_tensor", "asarray")
+_LIKE = "new_tensor"  # builds one like a tensor
 _BY_POSITIONS = "tensor_split"  # reads its second argument
 _MOST_CHANGES = 16
 
@@ -82,7 +83,8 @@ def _install() -> None:
     for name in _METHODS:
         _replace(Tensor, name, _reading_self(name, getattr(Tensor, name)))
     for name in _BUILDERS:
-        _replace(torch, name, _reading_lists(name, getattr(torch, name)))
+        _replace(torch, name, _reading_lists(name, getattr(torch, name), at=0))
+    _replace(Tensor, _LIKE, _reading_lists(_LIKE, getattr(Tensor, _LIKE), at=1))
     for owner in (torch, Tensor):
         original = getattr(owner, _BY_POSITIONS)
         _replace(owner, _BY_POSITIONS, _reading_positions(original))
@@ -111,10 +113,10 @@ def _reading_self(name: str, original: Any) -> Any:
     return read
 
 
-def _reading_lists(name: str, original: Any) -> Any:
+def _reading_lists(name: str, original: Any, *, at: int) -> Any:
     @functools.wraps(original)
     def build(*args: Any, **kwargs: Any) -> Any:
-        data = args[0] if args else kwargs.get("data", kwargs.get("obj"))
+        data = args[at] if len(args) > at else kwargs.get("data", kwargs.get("obj"))
         if isinstance(data, (list, tuple)):  # a tensor itself is detached by a call
             for tensor in tensors_in(data):
                 _tell(tensor, name)
