@@ -2,7 +2,6 @@
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -41,7 +40,7 @@ def cell(value: object, *, is_bound: bool = False) -> str:
 
 def _table(table: Table) -> RichTable:
     shown = RichTable(
-        title=escape(table.title), title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0)
+        title=Text(visible(table.title)), title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0)
     )
     cells = [
         [cell(v, is_bound=c in table.bounds) for c, v in zip(table.columns, row, strict=True)]
@@ -53,7 +52,7 @@ def _table(table: Table) -> RichTable:
         texts = [shown_row[index] for shown_row in cells]
         widest = max(map(len, texts), default=0) if numeric else 0
         shown.add_column(
-            escape(column),
+            Text(visible(column)),
             justify="right" if numeric else "left",
             min_width=max(widest, *map(len, column.split()), 1),
             overflow="fold",
