@@ -2,7 +2,8 @@
 
 Every function of `elementary.FUNCTIONS`, in four formats, over three memory layouts (contiguous;
 short rows of 7, where vectors have tails; every second element), by each instruction set that the
-processor offers (`ATEN_CPU_CAPABILITY`, a process each). The table keeps the worst of them.
+processor offers (`ATEN_CPU_CAPABILITY`, a process each). The table keeps the worst of the layouts,
+and what identifies the kernels.
 
 - float16, bfloat16: all finite arguments of the domain; pairs are sampled.
 - float32: a dense sample (all 2^32 arguments would take hours). Errors are first taken against
@@ -10,8 +11,8 @@ processor offers (`ATEN_CPU_CAPABILITY`, a process each). The table keeps the wo
   is left that could be larger.
 - float64: a dense sample against Arb, each point.
 
-Run `python -m benchmarks.accuracy` (about 15 minutes); `--only exp,tanh` measures some functions
-and leaves the others as they are.
+Run `python -m benchmarks.accuracy` (about 25 minutes for three instruction sets); `--only exp,tanh`
+measures some functions and leaves the others as they are.
 """
 
 import argparse
@@ -35,7 +36,6 @@ from torch import Tensor
 from benchmarks.elementary import FUNCTIONS, Elementary
 from benchmarks.figures import machine
 from benchmarks.ulps import (
-    LAYOUTS,
     Exact,
     arguments,
     exact_values,
@@ -45,7 +45,15 @@ from benchmarks.ulps import (
 )
 from numgeom.arithmetic import accuracy
 from numgeom.arithmetic.accuracy import Accuracy, AccuracyTable, load_table, save_table
-from numgeom.arithmetic.formats import Format, bfloat16, float16, float32, float64
+from numgeom.arithmetic.elementary import LAYOUTS, architecture, fingerprint
+from numgeom.arithmetic.formats import (
+    Format,
+    bfloat16,
+    float16,
+    float32,
+    float64,
+    format_named,
+)
 
 SEED = 20
 FORMATS = (float16, bfloat16, float32, float64)
@@ -57,9 +65,10 @@ FLOAT32_SAMPLES = 4_000_000
 SAMPLING = (
     "16-bit formats: all finite arguments of the domain where exhaustive; pairs and float64: "
     f"{ARB_SAMPLES} samples, each against Arb; float32: {FLOAT32_SAMPLES} samples (half as many "
-    "pairs) against float64 results, the largest errors confirmed by Arb. Of a sample, 30 % are "
+    "pairs) against float64 results, the largest errors confirmed by Arb. Of a sample, 25 % are "
     "random bit patterns, 20 % spread evenly where the function varies, 15 % over [-8, 8], 15 % "
-    "evenly in log2|x| over [-40, 10], 20 % at distances of 2^-1 to 2^-60 from zeros, poles, "
+    "evenly in log2|x| over [-40, 10], 5 % evenly in log2|x| from the smallest number to 2^40 "
+    "times the smallest normal one, 20 % at distances of 2^-1 to 2^-60 from zeros, poles, "
     "thresholds and ends of ranges; within the domain."
 )
 
@@ -82,12 +91,21 @@ def measure_all(
                 print(f"  {function.name} has no {fmt}: {reason}", flush=True)
                 continue
             exact = reference(function, fmt, columns, folder)
-            for layout in LAYOUTS:
-                worst = worst_error(function, fmt, columns, exact, layout)
-                found.append(
-                    {"function": function.name, "format": fmt.name, "layout": layout}
-                    | asdict(worst)
-                )
+            rows = [
+                {"layout": layout} | asdict(worst_error(function, fmt, columns, exact, layout))
+                for layout in LAYOUTS
+            ]
+            worst = max(rows, key=lambda row: row["ulps"])
+            assert fmt.dtype is not None
+            found.append(
+                {
+                    "function": function.name,
+                    "format": fmt.name,
+                    "fingerprint": fingerprint(function.name, fmt.dtype),
+                    **worst,
+                    "not_finite": max(row["not_finite"] for row in rows),
+                }
+            )
         mine = [
             f"{row['format']} {row['ulps']:.4g}"
             for row in found
@@ -112,41 +130,31 @@ def reference(function: Elementary, fmt: Format, columns: Sequence[Tensor], fold
     return exact
 
 
-def merge(
+def entries_of(
     results: dict[str, list[dict[str, Any]]], functions: Sequence[Elementary]
 ) -> list[Accuracy]:
-    """The worst over the instruction sets, one entry per function, format and layout."""
-    entries = []
-    for function in functions:
-        for fmt in FORMATS:
-            for layout in LAYOUTS:
-                key = (function.name, fmt.name, layout)
-                rows = [
-                    (row, capability)
-                    for capability, found in results.items()
-                    for row in found
-                    if (row["function"], row["format"], row["layout"]) == key
-                ]
-                if not rows:
-                    continue
-                worst, capability = max(rows, key=lambda pair: pair[0]["ulps"])
-                entries.append(
-                    Accuracy(
-                        function=function.name,
-                        format=fmt,
-                        device="cpu",
-                        layout=layout,
-                        measured_ulps=worst["ulps"],
-                        allowed_ulps=accuracy.with_margin(worst["ulps"]),
-                        floor=function.floor_in(fmt),
-                        worst_at=tuple(worst["at"]),
-                        samples=worst["samples"],
-                        exhaustive=is_exhaustive(function, fmt),
-                        capability=capability,
-                        not_finite=max(row["not_finite"] for row, _ in rows),
-                    )
-                )
-    return entries
+    """One entry per function, format and instruction set."""
+    by_name = {function.name: function for function in functions}
+    return [
+        Accuracy(
+            function=row["function"],
+            format=format_named(row["format"]),
+            device="cpu",
+            capability=capability,
+            fingerprint=row["fingerprint"],
+            layout=row["layout"],
+            measured_ulps=row["ulps"],
+            allowed_ulps=accuracy.with_margin(row["ulps"]),
+            floor=by_name[row["function"]].floor_in(format_named(row["format"])),
+            worst_at=tuple(row["at"]),
+            samples=row["samples"],
+            exhaustive=is_exhaustive(by_name[row["function"]], format_named(row["format"])),
+            date=datetime.date.today().isoformat(),
+            not_finite=row["not_finite"],
+        )
+        for capability, rows in results.items()
+        for row in rows
+    ]
 
 
 def main() -> None:
@@ -193,19 +201,25 @@ def main() -> None:
                 sys.exit(f"{capability}: the measurement failed (exit {done.returncode})")
             name, found = json.loads((Path(folder) / "found.json").read_text())
             results[name] = found
-    entries = merge(results, functions)
-    kept = (
-        [e for e in load_table(options.output).entries if names and e.function not in names]
-        if names
-        else []
-    )
-    order = {function.name: i for i, function in enumerate(FUNCTIONS)}
+    entries = entries_of(results, functions)
+    kept: list[Accuracy] = []
+    if names:
+        before = load_table(options.output)
+        if before.torch_version != torch.__version__:
+            sys.exit(f"The table is one of torch {before.torch_version}: measure all functions.")
+        kept = [entry for entry in before.entries if entry.function not in names]
+    functions_order = {function.name: i for i, function in enumerate(FUNCTIONS)}
+    formats_order = {fmt.name: i for i, fmt in enumerate(FORMATS)}
     table = AccuracyTable(
-        entries=tuple(sorted([*kept, *entries], key=lambda entry: order[entry.function])),
+        entries=tuple(
+            sorted(
+                [*kept, *entries],
+                key=lambda e: (functions_order[e.function], formats_order[e.format.name]),
+            )
+        ),
         torch_version=torch.__version__,
-        capabilities=tuple(results),
+        architecture=architecture(),
         machine=str(machine()["cpu"]),
-        date=datetime.date.today().isoformat(),
         seed=SEED,
         sampling=SAMPLING,
     )

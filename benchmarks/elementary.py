@@ -11,13 +11,12 @@ import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
-import torch
-import torch.nn.functional as F
 from flint import arb, ctx
 from torch import Tensor
 
 from numgeom.arithmetic.accuracy import Floor
-from numgeom.arithmetic.formats import Format
+from numgeom.arithmetic.elementary import COMPUTED
+from numgeom.arithmetic.formats import Format, float16, float32
 
 INF = math.inf
 Interval = tuple[float, float]
@@ -40,19 +39,18 @@ class Elementary:
     """A function of one or two real numbers.
 
     Attributes:
-        name: The key in the accuracy table.
-        compute: How torch computes it.
+        name: The key in the accuracy table, and of how torch computes it.
         exact: An enclosure of its value, NaN where it has none.
         domain: For each argument, the interval that it is taken from (open at infinity).
         active: For each argument, the interval outside which the function is trivial, saturated,
             or out of range: sampled evenly as well.
         near: Points of special interest in every argument (zeros, poles, thresholds).
         floor: Absolute error that is granted besides the relative one.
-        short_floor: The same for formats of 16 bits, if these have kernels of their own.
+        short_floor: The same for short formats, if these have kernels of their own.
+        short: The largest precision of a short format.
     """
 
     name: str
-    compute: Callable[..., Tensor]
     exact: Callable[..., arb]
     _: KW_ONLY
     domain: tuple[Interval, ...] = (EVERYWHERE,)
@@ -60,10 +58,16 @@ class Elementary:
     near: tuple[float, ...] = ()
     floor: Floor = Floor()
     short_floor: Floor | None = None
+    short: int = float16.precision
+
+    @property
+    def compute(self) -> Callable[..., Tensor]:
+        """How torch computes the function."""
+        return COMPUTED[self.name]
 
     def floor_in(self, fmt: Format) -> Floor:
         """The floor in a format."""
-        if self.short_floor is not None and fmt.precision <= 11:
+        if self.short_floor is not None and fmt.precision <= self.short:
             return self.short_floor
         return self.floor
 
@@ -156,7 +160,7 @@ def _atan2(y: arb, x: arb) -> arb:
     return arb.atan2(y, x)
 
 
-def _power(exponent: float) -> tuple[Callable[[Tensor], Tensor], Callable[[arb], arb]]:
+def _power(exponent: float) -> Callable[[arb], arb]:
     def exact(x: arb) -> arb:
         if exponent == int(exponent):
             return x ** int(exponent)
@@ -164,7 +168,7 @@ def _power(exponent: float) -> tuple[Callable[[Tensor], Tensor], Callable[[arb],
             x.sqrt() if exponent == 0.5 else x.rsqrt() if exponent == -0.5 else x ** arb(exponent)
         )
 
-    return lambda x: torch.pow(x, exponent), exact
+    return exact
 
 
 def _pow(x: arb, y: arb) -> arb:
@@ -178,24 +182,22 @@ def _xlogy(x: arb, y: arb) -> arb:
 def _powers() -> tuple[Elementary, ...]:
     entries = []
     for exponent in (2.0, 3.0, -1.0, -2.0, 0.5, -0.5):
-        compute, exact = _power(exponent)
         whole = exponent == int(exponent)
         domain = EVERYWHERE if whole else POSITIVE
         # x^-2 is computed as 1 / (x x), and x x may overflow.
         floor = Floor(normal=1.0) if exponent == -2.0 else Floor()
         name = f"pow({exponent:g})"
-        entries.append(Elementary(name, compute, exact, domain=(domain,), floor=floor))
+        entries.append(Elementary(name, _power(exponent), domain=(domain,), floor=floor))
     return tuple(entries)
 
 
 FUNCTIONS: tuple[Elementary, ...] = (
-    Elementary("exp", torch.exp, arb.exp, active=((-746.0, 710.0),)),
-    Elementary("exp2", torch.exp2, lambda x: arb(2) ** x, active=((-1076.0, 1024.0),)),
-    Elementary("expm1", torch.expm1, arb.expm1, active=((-50.0, 710.0),)),
-    Elementary("log", torch.log, arb.log, domain=(POSITIVE,), active=((0.0, 4.0),), near=(1.0,)),
+    Elementary("exp", arb.exp, active=((-746.0, 710.0),)),
+    Elementary("exp2", lambda x: arb(2) ** x, active=((-1076.0, 1024.0),)),
+    Elementary("expm1", arb.expm1, active=((-50.0, 710.0),)),
+    Elementary("log", arb.log, domain=(POSITIVE,), active=((0.0, 4.0),), near=(1.0,)),
     Elementary(
         "log2",
-        torch.log2,
         lambda x: x.log() / arb(2).log(),
         domain=(POSITIVE,),
         active=((0.0, 4.0),),
@@ -203,21 +205,17 @@ FUNCTIONS: tuple[Elementary, ...] = (
     ),
     Elementary(
         "log10",
-        torch.log10,
         lambda x: x.log() / arb(10).log(),
         domain=(POSITIVE,),
         active=((0.0, 4.0),),
         near=(1.0,),
     ),
-    Elementary(
-        "log1p", torch.log1p, arb.log1p, domain=((-1.0, INF),), active=((-1.0, 4.0),), near=(-1.0,)
-    ),
-    Elementary("sin", torch.sin, arb.sin, near=HARD_ANGLES, active=((-100.0, 100.0),)),
-    Elementary("cos", torch.cos, arb.cos, near=HARD_ANGLES, active=((-100.0, 100.0),)),
-    Elementary("tan", torch.tan, arb.tan, near=HARD_ANGLES, active=((-100.0, 100.0),)),
+    Elementary("log1p", arb.log1p, domain=((-1.0, INF),), active=((-1.0, 4.0),), near=(-1.0,)),
+    Elementary("sin", arb.sin, near=HARD_ANGLES, active=((-100.0, 100.0),)),
+    Elementary("cos", arb.cos, near=HARD_ANGLES, active=((-100.0, 100.0),)),
+    Elementary("tan", arb.tan, near=HARD_ANGLES, active=((-100.0, 100.0),)),
     Elementary(
         "asin",
-        torch.asin,
         arb.asin,
         domain=((-1.0, 1.0),),
         active=((-1.0, 1.0),),
@@ -225,36 +223,29 @@ FUNCTIONS: tuple[Elementary, ...] = (
     ),
     Elementary(
         "acos",
-        torch.acos,
         arb.acos,
         domain=((-1.0, 1.0),),
         active=((-1.0, 1.0),),
         near=(1.0, -1.0, 0.5),
     ),
-    Elementary("atan", torch.atan, arb.atan),
-    Elementary("sinh", torch.sinh, arb.sinh, active=((-711.0, 711.0),)),
-    Elementary("cosh", torch.cosh, arb.cosh, active=((-711.0, 711.0),)),
-    Elementary("tanh", torch.tanh, arb.tanh, active=((-20.0, 20.0),)),
-    Elementary("asinh", torch.asinh, arb.asinh),
-    Elementary(
-        "acosh", torch.acosh, arb.acosh, domain=((1.0, INF),), active=((1.0, 10.0),), near=(1.0,)
-    ),
+    Elementary("atan", arb.atan),
+    Elementary("sinh", arb.sinh, active=((-711.0, 711.0),)),
+    Elementary("cosh", arb.cosh, active=((-711.0, 711.0),)),
+    Elementary("tanh", arb.tanh, active=((-20.0, 20.0),)),
+    Elementary("asinh", arb.asinh),
+    Elementary("acosh", arb.acosh, domain=((1.0, INF),), active=((1.0, 10.0),), near=(1.0,)),
     Elementary(
         "atanh",
-        torch.atanh,
         arb.atanh,
         domain=((-1.0, 1.0),),
         active=((-1.0, 1.0),),
         near=(1.0, -1.0),
     ),
-    Elementary(
-        "sigmoid", torch.sigmoid, _sigmoid, active=((-750.0, 40.0),), floor=Floor(normal=1.0)
-    ),
-    Elementary("erf", torch.erf, arb.erf, active=((-6.0, 6.0),), short_floor=Floor(one=0.01)),
-    Elementary("erfc", torch.erfc, arb.erfc, active=((-6.0, 27.5),)),
+    Elementary("sigmoid", _sigmoid, active=((-750.0, 40.0),), floor=Floor(normal=1.0)),
+    Elementary("erf", arb.erf, active=((-6.0, 6.0),), short_floor=Floor(one=0.01)),
+    Elementary("erfc", arb.erfc, active=((-6.0, 27.5),)),
     Elementary(
         "erfinv",
-        torch.erfinv,
         arb.erfinv,
         domain=((-1.0, 1.0),),
         active=((-1.0, 1.0),),
@@ -262,7 +253,6 @@ FUNCTIONS: tuple[Elementary, ...] = (
     ),
     Elementary(
         "lgamma",
-        torch.lgamma,
         _lgamma,
         active=((-20.0, 20.0),),
         near=(1.0, 2.0, -2.4570247382208006),
@@ -270,7 +260,6 @@ FUNCTIONS: tuple[Elementary, ...] = (
     ),
     Elementary(
         "digamma",
-        torch.digamma,
         arb.digamma,
         domain=(POSITIVE,),
         active=((0.0, 20.0),),
@@ -279,37 +268,42 @@ FUNCTIONS: tuple[Elementary, ...] = (
     ),
     Elementary(
         "trigamma",
-        lambda x: torch.polygamma(1, x),
         lambda x: arb(2).zeta(x),
         domain=(POSITIVE,),
         active=((0.0, 20.0),),
     ),
-    Elementary("sqrt", torch.sqrt, arb.sqrt, domain=((0.0, INF),)),
-    Elementary("rsqrt", torch.rsqrt, arb.rsqrt, domain=(POSITIVE,)),
-    Elementary("reciprocal", torch.reciprocal, lambda x: 1 / x),
-    Elementary("gelu", F.gelu, _gelu, active=((-40.0, 10.0),), floor=Floor(argument=6.0)),
+    Elementary("sqrt", arb.sqrt, domain=((0.0, INF),)),
+    Elementary("rsqrt", arb.rsqrt, domain=(POSITIVE,)),
+    Elementary("reciprocal", lambda x: 1 / x),
+    # For float32 and less, processors with AVX-512 have a kernel that flushes results below the
+    # smallest normal number, and cancels in 1 + erf by up to 8 u.
+    Elementary(
+        "gelu",
+        _gelu,
+        active=((-40.0, 10.0),),
+        floor=Floor(argument=6.0),
+        short_floor=Floor(normal=2.0, argument=16.0),
+        short=float32.precision,
+    ),
     Elementary(
         "gelu_tanh",
-        lambda x: F.gelu(x, approximate="tanh"),
         _gelu_tanh,
         active=((-40.0, 10.0),),
         floor=Floor(argument=2.0),
     ),
     Elementary(
         "silu",
-        F.silu,
         lambda x: x * _sigmoid(x),
         active=((-750.0, 40.0),),
         floor=Floor(normal=512.0),
     ),
-    Elementary("mish", F.mish, _mish, active=((-750.0, 40.0),), floor=Floor(normal=1.0)),
-    Elementary("softplus", F.softplus, _softplus, active=((-750.0, 40.0),), near=(20.0,)),
-    Elementary("elu", F.elu, _elu, active=((-50.0, 5.0),)),
-    Elementary("selu", F.selu, _selu, active=((-50.0, 5.0),)),
-    Elementary("log_sigmoid", F.logsigmoid, _log_sigmoid, active=((-50.0, 750.0),)),
+    Elementary("mish", _mish, active=((-750.0, 40.0),), floor=Floor(normal=1.0)),
+    Elementary("softplus", _softplus, active=((-750.0, 40.0),), near=(20.0,)),
+    Elementary("elu", _elu, active=((-50.0, 5.0),)),
+    Elementary("selu", _selu, active=((-50.0, 5.0),)),
+    Elementary("log_sigmoid", _log_sigmoid, active=((-50.0, 750.0),)),
     Elementary(
         "i0",
-        torch.i0,
         _i0,
         domain=((-1000.0, 1000.0),),
         active=((-714.0, 714.0),),
@@ -317,7 +311,6 @@ FUNCTIONS: tuple[Elementary, ...] = (
     ),
     Elementary(
         "i1",
-        torch.special.i1,
         _i1,
         domain=((-1000.0, 1000.0),),
         active=((-714.0, 714.0),),
@@ -326,7 +319,6 @@ FUNCTIONS: tuple[Elementary, ...] = (
     *_powers(),
     Elementary(
         "pow",
-        torch.pow,
         _pow,
         domain=(POSITIVE, EVERYWHERE),
         active=((0.0, 20.0), (-200.0, 200.0)),
@@ -334,21 +326,18 @@ FUNCTIONS: tuple[Elementary, ...] = (
     ),
     Elementary(
         "atan2",
-        torch.atan2,
         _atan2,
         domain=(EVERYWHERE, EVERYWHERE),
         active=((-5.0, 5.0), (-5.0, 5.0)),
     ),
     Elementary(
         "hypot",
-        torch.hypot,
         _hypot,
         domain=(EVERYWHERE, EVERYWHERE),
         active=((-5.0, 5.0), (-5.0, 5.0)),
     ),
     Elementary(
         "logaddexp",
-        torch.logaddexp,
         _logaddexp,
         domain=(EVERYWHERE, EVERYWHERE),
         active=((-50.0, 50.0), (-50.0, 50.0)),
@@ -357,7 +346,6 @@ FUNCTIONS: tuple[Elementary, ...] = (
     ),
     Elementary(
         "xlogy",
-        torch.xlogy,
         _xlogy,
         domain=(EVERYWHERE, POSITIVE),
         active=((-5.0, 5.0), (0.0, 5.0)),

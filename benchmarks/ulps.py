@@ -14,14 +14,22 @@ from flint import arb, ctx
 from torch import Tensor
 
 from benchmarks.elementary import Elementary, Interval, enclose
+from numgeom.arithmetic.elementary import in_layout
 from numgeom.arithmetic.formats import Format
 
-LAYOUTS = ("contiguous", "rows", "strided")
 CONFIRMED_AT_MOST = 2_000
 # What a sample is made of: random bit patterns (all exponents alike); evenly over the interval
-# where the function varies, and over [-8, 8]; evenly in log2|x| from 2^-40 to 2^10; at distances
+# where the function varies, and over [-8, 8]; evenly in log2|x| from 2^-40 to 2^10; evenly in
+# log2|x| from the smallest number of the format to 2^40 times its smallest normal one; at distances
 # of 2^-1 to 2^-60 from zeros, poles, thresholds and ends of ranges.
-SHARES = {"patterns": 0.3, "active": 0.2, "central": 0.15, "sizes": 0.15, "near": 0.2}
+SHARES = {
+    "patterns": 0.25,
+    "active": 0.2,
+    "central": 0.15,
+    "sizes": 0.15,
+    "tiny": 0.05,
+    "near": 0.2,
+}
 
 
 # ------------------------------------------------------------------------------------- arguments
@@ -97,6 +105,9 @@ def column(
     reach = 1.1 * (fmt.max_exponent + fmt.precision)
     low, high = max(active[0], domain[0], -reach), min(active[1], domain[1], reach)
     sizes = 2.0 ** uniform(SHARES["sizes"], -40.0, 10.0)
+    lowest = fmt.min_exponent - fmt.precision
+    tiny = 2.0 ** uniform(SHARES["tiny"], lowest, fmt.min_exponent + 40)
+    sizes = torch.cat([sizes, tiny])
     signs = torch.randint(0, 2, sizes.shape, generator=generator) * 2 - 1
 
     points = [0.0, *function.near, fmt.largest, -fmt.largest, fmt.smallest_normal, 1.0, low, high]
@@ -178,25 +189,6 @@ class Worst:
     not_finite: int
 
 
-def compute_in_layout(function: Elementary, columns: Sequence[Tensor], layout: str) -> Tensor:
-    """Let torch compute the function on a memory layout; the results in order, as float64."""
-    count = len(columns[0])
-    if layout == "contiguous":
-        return function.compute(*columns).to(torch.float64)
-    views = []
-    for values in columns:
-        if layout == "strided":
-            view = values.new_zeros(2 * count)[::2]
-            view.copy_(values)
-        else:
-            rows = -(-count // 7)
-            view = values.new_ones(rows, 8)[:, :7]
-            padded = torch.cat([values, values.new_ones(7 * rows - count)])
-            view.copy_(padded.view(rows, 7))
-        views.append(view)
-    return function.compute(*views).to(torch.float64).flatten()[:count]
-
-
 def errors_in_ulps(computed: Tensor, exact: Exact, fmt: Format) -> tuple[np.ndarray, np.ndarray]:
     """Errors in units of the spacing at the exact value, and the exponents of these spacings.
 
@@ -221,7 +213,7 @@ def worst_error(
     function: Elementary, fmt: Format, columns: Sequence[Tensor], exact: Exact, layout: str
 ) -> Worst:
     """The largest error beyond half the floor, confirmed by Arb, largest candidates first."""
-    computed = compute_in_layout(function, columns, layout)
+    computed = in_layout(function.compute, columns, layout).to(torch.float64)
     ulps, spacing = errors_in_ulps(computed, exact, fmt)
     with np.errstate(all="ignore"):
         in_range = np.abs(np.ldexp(exact.high, exact.exponent)) < fmt.largest

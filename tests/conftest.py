@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from numgeom.failures import loud
+
 # One thread: the tensors are small, and results do not depend on the number of cores.
 torch.set_num_threads(1)
 
@@ -27,6 +29,13 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def loud_failures() -> Iterator[None]:
+    """Let every exception pass the boundaries of the questions: here a fault has to be seen."""
+    with loud():
+        yield
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ PACKAGE = "numgeom"
 # is written as the package itself. Within a layer the imports must not run in a circle.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "version", "visible"}),
+    frozenset({"failures"}),
     frozenset({"files"}),
     frozenset({"arithmetic"}),
     frozenset({"recording"}),
@@ -41,6 +42,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 ONLY: dict[str, tuple[str, ...]] = {
     "recording": (
         "numgeom.errors",
+        "numgeom.failures",
         "numgeom.version",
         "numgeom.visible",
         "numgeom.files",

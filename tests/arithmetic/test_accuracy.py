@@ -13,9 +13,7 @@ from torch import Tensor
 
 from benchmarks.elementary import FUNCTIONS, Elementary, enclose
 from benchmarks.ulps import (
-    LAYOUTS,
     arguments,
-    compute_in_layout,
     confirmed_ulps,
     exact_values,
     from_float64,
@@ -23,7 +21,7 @@ from benchmarks.ulps import (
     points_of,
     worst_error,
 )
-from numgeom.arithmetic import formats
+from numgeom.arithmetic import elementary, formats
 from numgeom.arithmetic.accuracy import (
     AccuracyTable,
     Floor,
@@ -34,6 +32,7 @@ from numgeom.arithmetic.accuracy import (
     ulps_error_up,
     with_margin,
 )
+from numgeom.arithmetic.elementary import LAYOUTS, in_layout
 from numgeom.arithmetic.formats import Format, bfloat16, float16, float32, float64, round_to
 from numgeom.errors import FileFormatError
 
@@ -71,16 +70,12 @@ def test_no_function_exceeds_its_entry(function: Elementary):
 
 @functions
 def test_the_measured_errors_are_real(function: Elementary):
-    """At the argument that the table names, the error that it names, if measured as here."""
-    table = default_table()
-    if not table.describes_this_torch():
-        pytest.skip("another torch or processor than the table's")
-    for entry in table.entries:
-        same = entry.capability == torch.backends.cpu.get_cpu_capability()
-        if entry.function != function.name or not same or not entry.worst_at:
+    """At the argument that the table names, the error that it names, by the kernels it names."""
+    for entry in default_table().entries:
+        if entry.function != function.name or not entry.worst_at or not entry.runs_here():
             continue
         columns = [torch.full((64,), x, dtype=dtype_of(entry.format)) for x in entry.worst_at]
-        computed = compute_in_layout(function, columns, entry.layout)
+        computed = in_layout(function.compute, columns, entry.layout)
         ulps = max(
             confirmed_ulps(function, entry.format, entry.worst_at, value)
             for value in computed.unique().tolist()
@@ -113,10 +108,14 @@ def test_error_bounds_hold_with_no_slack(function: Elementary):
 def test_the_table_is_complete_and_keeps_its_rule():
     table = default_table()
     assert set(table.functions) == {function.name for function in FUNCTIONS}
+    assert table.capabilities == ("DEFAULT", "AVX2", "AVX512")
     expected = {
-        (f.name, fmt.name, layout) for f in FUNCTIONS for fmt in FORMATS for layout in LAYOUTS
+        (f.name, fmt.name, column)
+        for f in FUNCTIONS
+        for fmt in FORMATS
+        for column in table.capabilities
     }
-    found = [(entry.function, entry.format.name, entry.layout) for entry in table.entries]
+    found = [(entry.function, entry.format.name, entry.capability) for entry in table.entries]
     assert sorted(found) == sorted(expected)
     by_name = {function.name: function for function in FUNCTIONS}
     for entry in table.entries:
@@ -124,9 +123,11 @@ def test_the_table_is_complete_and_keeps_its_rule():
         assert entry.floor == by_name[entry.function].floor_in(entry.format)
         assert entry.exhaustive == is_exhaustive(by_name[entry.function], entry.format)
         assert entry.samples >= (60_000 if not entry.exhaustive else 10_000), entry
-        assert entry.capability in table.capabilities
+        assert entry.layout in LAYOUTS
+        assert entry.date >= "2026"
+        assert len(entry.fingerprint) == 12
     assert table.torch_version
-    assert table.date >= "2025"
+    assert table.architecture == "x86_64"
 
 
 @pytest.mark.parametrize("measured", [0.0, 0.3, 0.5, 0.5001, 1.0, 3.3, 1e9])
@@ -147,11 +148,19 @@ def test_what_was_not_measured_has_no_value():
         table.find("exp", torch.int32)
 
 
-def test_an_answer_is_the_worst_of_the_layouts():
+def test_an_answer_is_that_of_the_running_kernels_or_the_worst():
     table = default_table()
     for function in table.functions:
-        rows = [e for e in table.entries if (e.function, e.format) == (function, float32)]
-        assert table.allowed_ulps(function, torch.float32) == max(e.allowed_ulps for e in rows)
+        rows = {
+            e.capability: e for e in table.entries if (e.function, e.format) == (function, float64)
+        }
+        for name, entry in rows.items():
+            assert table.find(function, torch.float64, capability=name) == entry
+        unknown = table.find(function, torch.float64, capability="VSX")
+        assert unknown is not None
+        assert unknown.allowed_ulps == max(entry.allowed_ulps for entry in rows.values())
+        running = table.find(function, torch.float64)
+        assert running in (unknown, rows.get(elementary.capability()))
 
 
 def test_powers_have_entries():
@@ -227,7 +236,8 @@ def test_tables_survive_a_file(tmp_path: Path):
         ("no json", "not JSON"),
         ("[]", "no accuracy table"),
         ('{"schema_version": 999}', "found 999"),
-        ('{"schema_version": 1, "entries": []}', "damaged"),
+        ('{"schema_version": 1, "entries": []}', "no accuracy table of version 2"),
+        ('{"schema_version": 2, "entries": []}', "damaged"),
     ],
 )
 def test_foreign_files_are_refused(tmp_path: Path, text: str, message: str):

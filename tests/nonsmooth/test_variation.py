@@ -184,13 +184,19 @@ def test_norm_pool_varies_by_underflow_alone(
 
 
 def test_a_larger_beta_amplifies_rounding(lenet: Callable, digits: Callable) -> None:
-    """On ties of equal patches the weights sum to 1, so beta amplifies nothing but rounding."""
+    """On ties of equal patches the weights sum to 1, so beta amplifies nothing but rounding.
+
+    Where it dominates the rounding of the rest of the network it does so linearly; the factor is
+    one of rounding errors, which are others with every kernel.
+    """
     model, batch = lenet(), digits()
     found = [
         backprop_variation(
             model, cross_entropy, batch, selections=(NATIVE, Selection(maxpool=Hybrid(beta=beta)))
         ).relative
-        for beta in (1.0, 1e2, 1e4)
+        for beta in (1.0, 1e3, 1e5)
     ]
     assert found[0] < found[1] < found[2]
-    assert found[2] < 1e4 * 2.0**-24
+    assert 10.0 < found[2] / found[1] < 1000.0
+    assert found[1] < 1e3 * 2.0**-24
+    assert found[2] < 1e5 * 2.0**-24

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -41,3 +42,25 @@ def test_tensors_are_told_apart_by_name_format_shape_and_bits() -> None:
     assert len({tensor_digest(each) for each in [{"a": x}, *others]}) == 7
     assert tensor_digest({"a": x, "b": -x}) == tensor_digest({"b": -x, "a": x})
     assert tensor_digest({"a": torch.zeros(0), "s": torch.tensor(1.0).expand(3, 2)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.complex64])
+def test_a_digest_reads_entries_and_not_memory(dtype: torch.dtype) -> None:
+    """Equal entries have one digest, however they lie in memory: a column of one row, too."""
+    table = torch.arange(24).reshape(4, 6).to(dtype)
+    views = [table[:1, 3], table[:, 2], table[:, ::2], table.t(), table[2:3, 1:2], table[:0], table]
+    for view in views:
+        plain = torch.empty(view.shape, dtype=dtype).copy_(view)
+        assert tensor_digest({"a": view}) == tensor_digest({"a": plain})
+    if dtype.is_complex:
+        assert tensor_digest({"a": table.conj()}) == tensor_digest({"a": table.conj_physical()})
+
+
+def test_a_step_on_a_column_of_one_row_has_a_digest() -> None:
+    data = torch.randn(8, 4)
+    step = record_step(
+        nn.Linear(3, 1),
+        lambda m, b: (m(b[0])[:, 0] - b[1]).square().sum(),
+        (data[:1, :3], data[:1, 3]),
+    )
+    assert len(digest(step)) == len(step.digest()) == 64

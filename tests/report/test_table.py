@@ -58,7 +58,7 @@ PLAIN = certificate(
 
 PLAIN_TEXT = """\
 Gradient error of example:x: 8.84e-08 (relative, 2-norm), worst scale: 5.00e-01, guarantee ESTIMATED
-A measurement or a prediction, not a bound: the reference's own error is not included.
+A measurement or a prediction, not a bound.
 Loss 0.75 computed, 0.7500001 reference. 10 entries of gradient, computed in float32.
 
 
@@ -153,6 +153,13 @@ def test_a_ratio_near_one_shows_what_it_is_above_one() -> None:
         shown = line.split()[-2]
         assert Fraction(shown) >= Fraction(row.tightness or 0)
         assert abs(float(shown) - float(text)) < 0.11
+
+
+def test_a_bound_that_rests_on_other_kernels_is_an_estimate() -> None:
+    bounded = accuracy("w", guarantee=Guarantee.ESTIMATED, error_bound=2.5e-7, radius=1e-9)
+    whole = dataclasses.replace(bounded, name="total", shape=())
+    made = certificate(bounded, total=whole, guarantee=Guarantee.ESTIMATED)
+    assert "estimated at most 2.50e-07 (relative, 2-norm), guarantee ESTIMATED" in to_text(made)
 
 
 def test_values_that_are_not_finite_never_crash_the_table() -> None:

@@ -2,8 +2,8 @@
 
 No standard bounds the error of exp or tanh, so a bound has to take it from a table of
 measurements (assumption 3 of every certificate). `accuracy.json` holds, for each function, format
-and memory layout, the worst error that `benchmarks/accuracy.py` saw against an arbitrary-precision
-oracle, and the larger value that bounds may rely on:
+and instruction set, the worst error over all memory layouts that `benchmarks/accuracy.py` saw
+against an arbitrary-precision oracle, and the larger value that bounds may rely on:
 
     |computed - exact| <= max(allowed_ulps * ulp(exact), floor),   where computed is finite,
 
@@ -16,6 +16,11 @@ per cent) plus the rounding of a few operations, whose worst combination rarely 
 but is no larger than what the operations can add up to; twice the worst of 10^5 to 10^7 samples
 leaves room for both. (An independent sample, a tenth of the size, exceeded no measured value by
 more than 6 %.) It is an assumption, not a proof, and it is printed with each certificate.
+
+A measurement is one of certain kernels. Which of them run in a process is told by the instruction
+set that torch names and by their results on fixed arguments (`elementary.fingerprint`): where both
+are those of the table, the measured kernels are running. Where they are not, a bound that rests on
+the entry is an estimate; see `reliance`.
 """
 
 import functools
@@ -30,6 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from numgeom.arithmetic import elementary
 from numgeom.arithmetic.formats import Format, format_named, format_of, ulp
 from numgeom.arithmetic.lower_bounds import sub_down
 from numgeom.arithmetic.printing import nearest_short
@@ -37,7 +43,7 @@ from numgeom.arithmetic.rounding import add_up, div_up, mul_up
 from numgeom.errors import FileFormatError
 from numgeom.files.writing import write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -65,27 +71,31 @@ class Floor:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """How accurate one function is in one format, on one device.
+    """How accurate one function is in one format, by the kernels of one instruction set.
 
     Attributes:
         function: Name of the function, as in `AccuracyTable.functions`.
         format: The format of arguments and result.
         device: "cpu" or "cuda".
-        layout: "contiguous", "rows" or "strided", the memory layout that was measured; in an
-            answer of `AccuracyTable.find`, the one with the largest error.
-        measured_ulps: The worst error seen, in units of the spacing at the exact result.
+        capability: The instruction set, as torch names it.
+        fingerprint: What identifies the kernels; see `elementary.fingerprint`.
+        layout: "contiguous", "rows" or "strided": the memory layout of the worst error.
+        measured_ulps: The worst error seen over all layouts, in units of the spacing at the exact
+            result.
         allowed_ulps: What a bound may rely on.
         floor: The absolute error that is granted besides.
         worst_at: The arguments of the worst error.
-        samples: How many arguments were measured.
+        samples: How many arguments were measured, in each layout.
         exhaustive: Whether these were all arguments of the format.
-        capability: The instruction set of the kernels that gave the worst error.
+        date: When, as YYYY-MM-DD.
         not_finite: Samples where the result was not finite although the exact one is in range.
     """
 
     function: str
     format: Format
     device: str
+    capability: str
+    fingerprint: str
     layout: str
     measured_ulps: float
     allowed_ulps: float
@@ -93,8 +103,39 @@ class Accuracy:
     worst_at: tuple[float, ...]
     samples: int
     exhaustive: bool
-    capability: str
+    date: str
     not_finite: int
+
+    def runs_here(self) -> bool:
+        """Whether the kernels that were measured are those of this process."""
+        return (
+            self.capability == elementary.capability()
+            and self.format.dtype is not None
+            and self.fingerprint == elementary.fingerprint(self.function, self.format.dtype)
+        )
+
+    def is_one_operation(self) -> bool:
+        """Whether the function is one multiplication or division, which IEEE 754 rounds."""
+        dtype = self.format.dtype
+        return (
+            dtype is not None
+            and self.allowed_ulps >= 0.5
+            and elementary.is_one_operation(self.function, dtype)
+        )
+
+    def is_documented_here(self) -> bool:
+        """Whether the maker of this process's kernels states an accuracy that the entry covers.
+
+        So it is for the float64 functions that torch takes from Intel's vector mathematics.
+        """
+        return (
+            self.capability == elementary.capability()
+            and elementary.architecture() == "x86_64"
+            and self.format.dtype == torch.float64
+            and self.function in elementary.VECTOR_MATHEMATICS
+            and self.allowed_ulps >= elementary.DOCUMENTED_ULPS
+            and torch.backends.mkl.is_available()
+        )
 
     def error_up(self, computed: Tensor, *arguments: Tensor) -> Tensor:
         """Upper bound of |computed - exact|, entry by entry.
@@ -137,46 +178,66 @@ def ulps_error_up(computed: Tensor, ulps: float, fmt: Format) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyTable:
-    """Measured accuracies, with where and when they were measured.
+    """Measured accuracies, with where and how they were measured.
 
     Attributes:
-        entries: One per function, format, layout and device.
+        entries: One per function, format, device and instruction set.
         torch_version: The torch that was measured.
-        capabilities: The instruction sets that were measured (as torch names them).
+        architecture: The kind of processor, as in "x86_64".
         machine: The processor.
-        date: When, as YYYY-MM-DD.
         seed: The seed of the samples.
         sampling: In words, how the arguments were chosen.
     """
 
     entries: tuple[Accuracy, ...]
     torch_version: str
-    capabilities: tuple[str, ...]
+    architecture: str
     machine: str
-    date: str
     seed: int
     sampling: str
 
     @functools.cached_property
-    def _worst(self) -> Mapping[tuple[str, str, str], Accuracy]:
-        worst: dict[tuple[str, str, str], Accuracy] = {}
+    def _columns(self) -> Mapping[tuple[str, str, str], Mapping[str, Accuracy]]:
+        columns: dict[tuple[str, str, str], dict[str, Accuracy]] = {}
         for entry in self.entries:
             key = (entry.function, entry.format.name, entry.device)
-            if key not in worst or entry.measured_ulps > worst[key].measured_ulps:
-                worst[key] = entry
-        return worst
+            columns.setdefault(key, {})[entry.capability] = entry
+        return columns
 
-    @property
+    @functools.cached_property
     def functions(self) -> tuple[str, ...]:
         """The names of all functions that were measured, sorted."""
         return tuple(sorted({entry.function for entry in self.entries}))
 
-    def find(self, function: str, dtype: torch.dtype, *, device: str = "cpu") -> Accuracy | None:
+    @functools.cached_property
+    def capabilities(self) -> tuple[str, ...]:
+        """The instruction sets that were measured, as torch names them."""
+        return tuple(dict.fromkeys(entry.capability for entry in self.entries))
+
+    def find(
+        self,
+        function: str,
+        dtype: torch.dtype,
+        *,
+        device: str = "cpu",
+        capability: str | None = None,
+    ) -> Accuracy | None:
         """The accuracy of a function over all layouts, or None if it was not measured.
 
         There is no default: a function that is not in the table has no known accuracy.
+
+        Args:
+            function: Its name.
+            dtype: The format of arguments and result.
+            device: "cpu" or "cuda".
+            capability: The instruction set; None for that of this process. Of one that was not
+                measured, the least accurate entry among those that were.
         """
-        return self._worst.get((function, format_of(dtype).name, device))
+        columns = self._columns.get((function, format_of(dtype).name, device))
+        if not columns:
+            return None
+        entry = columns.get(elementary.capability() if capability is None else capability)
+        return entry or max(columns.values(), key=lambda entry: entry.allowed_ulps)
 
     def allowed_ulps(
         self, function: str, dtype: torch.dtype, *, device: str = "cpu"
@@ -188,12 +249,9 @@ class AccuracyTable:
         entry = self.find(function, dtype, device=device)
         return None if entry is None else entry.allowed_ulps
 
-    def describes_this_torch(self) -> bool:
-        """Whether this very torch version and CPU capability were measured."""
-        return (
-            torch.__version__.split("+")[0] == self.torch_version.split("+")[0]
-            and torch.backends.cpu.get_cpu_capability() in self.capabilities
-        )
+    def describes(self, entry: Accuracy) -> bool:
+        """Whether the kernels of an entry are those of this process and processor."""
+        return self.architecture == elementary.architecture() and entry.runs_here()
 
 
 def pow_function(exponent: float) -> str:
@@ -227,9 +285,8 @@ def save_table(table: AccuracyTable, path: str | Path) -> None:
     header = {
         "schema_version": SCHEMA_VERSION,
         "torch_version": table.torch_version,
-        "capabilities": table.capabilities,
+        "architecture": table.architecture,
         "machine": table.machine,
-        "date": table.date,
         "seed": table.seed,
         "sampling": table.sampling,
         "columns": _COLUMNS,
@@ -244,6 +301,8 @@ _COLUMNS = (
     "function",
     "format",
     "device",
+    "capability",
+    "fingerprint",
     "layout",
     "measured_ulps",
     "allowed_ulps",
@@ -251,7 +310,7 @@ _COLUMNS = (
     "worst_at",
     "samples",
     "exhaustive",
-    "capability",
+    "date",
     "not_finite",
 )
 
@@ -273,9 +332,8 @@ def _parse(content: Any, origin: str) -> AccuracyTable:
         return AccuracyTable(
             entries=tuple(_entry(content["columns"], row) for row in content["entries"]),
             torch_version=content["torch_version"],
-            capabilities=tuple(content["capabilities"]),
+            architecture=content["architecture"],
             machine=content["machine"],
-            date=content["date"],
             seed=content["seed"],
             sampling=content["sampling"],
         )

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from numgeom.arithmetic.accuracy import default_table
 from numgeom.arithmetic.assumptions import broken_assumptions, explain
 from numgeom.arithmetic.lower_bounds import norm_down, sub_down
 from numgeom.arithmetic.printing import upper
+from numgeom.arithmetic.reliance import relying, support
 from numgeom.arithmetic.rounding import add_up, difference_up, div_up, norm_up
 from numgeom.certificate.kantorovich import kantorovich
 from numgeom.certificate.kinks import Kink, kink_of_decision
+from numgeom.certificate.refusals import complex_gradients
 from numgeom.certificate.structure import pruned
 from numgeom.functionals import walk
 from numgeom.ops.table import OPS, OpTable
@@ -67,7 +68,8 @@ class Radii:
 
     Attributes:
         method: "ball", "kantorovich" or "functional"; "" where there are no bounds.
-        guarantee: PROVED or CERTIFIED; ESTIMATED where there are no bounds.
+        guarantee: PROVED or CERTIFIED; ESTIMATED where there are no bounds, and where they rest on
+            accuracies that were not measured with the kernels of this process.
         midpoints: The references that the radii are about, float64 on the CPU.
         entries: Entry-wise radii, by parameter.
         norms: 2-norm radii, by parameter.
@@ -124,7 +126,35 @@ def find_radii(
     broken = broken_assumptions("cpu")
     if broken:
         return Radii(guarantee=Guarantee.NONE, notes=(f"No bound: {explain(broken)}",))
-    say = progress or (lambda text: None)
+    if refusal := complex_gradients(program):
+        return Radii(guarantee=Guarantee.NONE, notes=(refusal,))
+    with relying() as used:
+        radii = _find_radii(
+            program, method, error_norm, failure_probability, seed, ops, progress or _silent
+        )
+    if not radii.method:
+        return radii
+    ground = support(used)
+    if ground.holds:
+        return dataclasses.replace(radii, notes=(*radii.notes, *ground.notes))
+    return dataclasses.replace(
+        radii, guarantee=Guarantee.ESTIMATED, notes=(*radii.notes, *ground.notes)
+    )
+
+
+def _silent(text: str) -> None:
+    del text
+
+
+def _find_radii(
+    program: Program,
+    method: str,
+    error_norm: float,
+    failure_probability: float,
+    seed: int,
+    ops: OpTable,
+    say: Callable[[str], None],
+) -> Radii:
     if method == "functional":
         say("error functionals")
         return _functional(program, ops, seed)
@@ -291,19 +321,6 @@ def assumed(radii: Radii, seed: int) -> tuple[str, ...]:
         f"With a probability of at most {chance} over random probes and labels of our own (seed "
         f"{seed}), all bounds together, this certificate is wrong. Nothing is assumed random about "
         "the rounding.",
-    )
-
-
-def kernel_note() -> tuple[str, ...]:
-    """What to say where the elementary functions of this torch and CPU were not measured."""
-    table = default_table()
-    if table.describes_this_torch():
-        return ()
-    return (
-        "THE ACCURACY TABLE IS ONE OF OTHER KERNELS: it was measured with torch "
-        f"{table.torch_version} on {', '.join(table.capabilities)}, this is torch "
-        f"{torch.__version__} on {torch.backends.cpu.get_cpu_capability()}. The bounds assume that "
-        "elementary functions are as accurate here; benchmarks/accuracy.py measures them.",
     )
 
 

@@ -17,7 +17,6 @@ from numgeom.certificate.bounds import (
     agreeing,
     assumed,
     find_radii,
-    kernel_note,
     vanishing,
     with_bound,
     with_total_bound,
@@ -27,7 +26,10 @@ from numgeom.certificate.decisions import decisions_of, differing, note_on_reads
 from numgeom.certificate.given import fitting
 from numgeom.certificate.kinks import Kink
 from numgeom.certificate.nonfinite import NonFinite, first_nonfinite, kinds_of
+from numgeom.certificate.refusals import failed
 from numgeom.certificate.result import Certificate, CertificateError
+from numgeom.errors import ReplayError
+from numgeom.failures import answers, is_our_fault
 from numgeom.recording import MISSING, Program, Recording, digest, program_of, tensor_digest
 from numgeom.recording.program import OnCall
 from numgeom.results.accuracy import GradientAccuracy, measure, total
@@ -50,6 +52,7 @@ ASSUMPTIONS = (
 )
 
 
+@answers("certify")
 def certify(
     subject: nn.Module | Program | Recording | Callable[[], Any],
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
@@ -152,15 +155,20 @@ def certify(
         overall = _without_guarantee(overall)
     radii, entrywise = Radii(), {}
     if method != "reference" and nonfinite is None and not (differences and on_cpu):
-        radii = find_radii(
-            program,
-            method,
-            overall.error_norm,
-            failure_probability=failure_probability,
-            seed=probe_seed,
-            progress=lambda text: report(text, 0, 0),
-        )
-        radii = agreeing(radii, reference.gradients)
+        try:
+            radii = find_radii(
+                program,
+                method,
+                overall.error_norm,
+                failure_probability=failure_probability,
+                seed=probe_seed,
+                progress=lambda text: report(text, 0, 0),
+            )
+            radii = agreeing(radii, reference.gradients)
+        except Exception as error:
+            if not (isinstance(error, ReplayError) or is_our_fault(error)):
+                raise
+            radii = Radii(guarantee=Guarantee.NONE, notes=(failed(error),))
         if radii.method:
             bounded = [with_bound(row, judged[row.name], radii) for row in rows]
             overall = with_total_bound(overall, rows, judged, radii)
@@ -201,7 +209,6 @@ def certify(
             *radii.notes,
             *_otherwise(kinks, radii),
             *note_on_reads(program),
-            *(kernel_note() if radii.method else ()),
             *((f"The reference may be wrong: {explain(broken)}",) if broken else ()),
             *vanishing(rows, entrywise),
             *_notes(rows, without, differences, computed is not None, on_cpu),
@@ -226,6 +233,7 @@ def _without_gradient(subject: Any, gradients: Mapping[str, Tensor]) -> tuple[st
     return tuple(name for name in asking if name not in gradients)
 
 
+@answers("sources")
 def _sources(program: Program) -> tuple[Source, ...]:
     from numgeom.precision.sources import attribute
 
@@ -240,7 +248,7 @@ def _differences(
 ) -> tuple[GradientAccuracy, ...]:
     """Return how far the replayed gradients are from the recorded ones, where bits differ."""
     return tuple(
-        measure(name, again[name], gradient.to(torch.float64))
+        measure(name, again[name], gradient if gradient.is_complex() else gradient.double())
         for name, gradient in recorded.items()
         if not _same_bits(gradient, again[name])
     )

@@ -87,7 +87,7 @@ def _best(found: Survey, rows: dict[fx.Node, Tensor]) -> Scale:
     eta = math.sqrt(sum(int(torch.count_nonzero(d)) for d in sources.values()))  # d <= T
     for i, (stretch, k) in enumerate(plans):
         each = zip(squares.tolist(), tried, strict=True)
-        beta = math.sqrt(sum(s[i] / stretch[n] ** 2 for s, n in each))
+        beta = math.sqrt(sum(s[i] / stretch[n] / stretch[n] for s, n in each))
         h = 2 * beta * beta * k * eta
         promises.append((math.inf if math.isnan(h) else h, i, beta))
     h, best, beta = min(promises)

@@ -21,6 +21,7 @@ from numgeom.certificate.circumstances import NAMES
 from numgeom.certificate.comparison import unequal
 from numgeom.certificate.result import Certificate, CertificateError
 from numgeom.certificate.store import SCHEMA, VERSION, to_document
+from numgeom.failures import answers
 from numgeom.recording import MISSING
 from numgeom.results import store
 from numgeom.visible import visible
@@ -130,6 +131,7 @@ class Verification:
         return text + f"What differs: {what}."
 
 
+@answers("verify")
 def verify(
     certificate: Certificate | str | os.PathLike[str],
     subject: Any,

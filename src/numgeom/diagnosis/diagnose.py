@@ -25,6 +25,7 @@ from numgeom.diagnosis.surrogates import SurrogateDetector
 from numgeom.diagnosis.trace import Detector, Trace, take
 from numgeom.diagnosis.updates import UpdateDetector
 from numgeom.errors import NumgeomError
+from numgeom.failures import answers
 from numgeom.recording import MISSING, Program, Recording, program_of
 
 # Entries at the very end of the range are masks (torch.finfo(dtype).min), written on purpose.
@@ -35,6 +36,7 @@ class DiagnosisError(NumgeomError):
     """A diagnosis was asked for something that it cannot look at."""
 
 
+@answers("diagnose")
 def diagnose(
     subject: nn.Module | Program | Recording | Callable[[], Any],
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
@@ -73,6 +75,7 @@ def diagnose(
     return diagnose_program(program, start=start)
 
 
+@answers("diagnose")
 def diagnose_program(
     program: Program,
     *,

@@ -62,6 +62,8 @@ class DigitsDetector:
         others = [a for a in call.node.args[:2] if isinstance(a, (int, float))]
         if len(values) + len(others) != 2 or not isinstance(call.computed, Tensor):
             return
+        if any(not t.is_floating_point() and not t.is_complex() for t in values):
+            values = [t.to(call.computed.dtype) for t in values]  # as the addition takes masks
         left, right = [*values, *(torch.tensor(float(x)) for x in others)]
         y = call.computed
         if y.numel() > _SAMPLE and y.is_contiguous():  # a sample tells whether a look is worth it

@@ -99,9 +99,9 @@ def _leverage(trace: Trace, node: fx.Node) -> float:
     elif known.sums and argument(node, 0) in trace.observations:
         given = trace.observations[argument(node, 0)]
         count = given.entries / max(result.entries, 1)
-        size = math.sqrt(count) * given.norm / (count if op_name(node) == "mean" else 1.0)
         if count < 3.0:
             return 0.0  # two terms have one order
+        size = math.sqrt(count) * given.norm / (count if op_name(node) == "mean" else 1.0)
     else:
         return 0.0
     return size / result.norm if result.norm else (math.inf if size else 0.0)

@@ -64,7 +64,8 @@ class TrackingResult:
     """Error functionals of a step, as plain numbers.
 
     Attributes:
-        guarantee: Of the bounds: PROVED; CERTIFIED where random labels decided ties; NONE where an
+        guarantee: Of the bounds: PROVED; CERTIFIED where random labels decided ties; ESTIMATED
+            where an accuracy that they rest on was not measured on this processor; NONE where an
             op has no rule.
         total: Of all gradients as one vector.
         gradients: By parameter.

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from numgeom.arithmetic.assumptions import require_ieee_float64
 from numgeom.arithmetic.formats import format_of
 from numgeom.arithmetic.lower_bounds import norm_down, sub_down
+from numgeom.arithmetic.reliance import support
 from numgeom.arithmetic.rounding import div_up, norm_up
+from numgeom.failures import answers
 from numgeom.functionals.composition import Composition, composition_of
 from numgeom.functionals.functional import ErrorFunctional
 from numgeom.functionals.result import GradientFunctional, ModuleFunctionals, TrackingResult
@@ -63,6 +65,7 @@ class Tracking:
         return self._recording.program
 
     @functools.cached_property
+    @answers("track")
     def walk(self) -> Walk:
         """Errors of every call in this run, with parameters and data as they were given.
 
@@ -73,6 +76,7 @@ class Tracking:
         return walk(self.program)
 
     @functools.cached_property
+    @answers("track")
     def perturbed(self) -> Walk:
         """The same with parameters and data off by the unit roundoff of the gradients' format.
 
@@ -82,16 +86,20 @@ class Tracking:
         return walk(self.program, input_error=max(format_of(f).unit_roundoff for f in formats))
 
     @functools.cached_property
+    @answers("track")
     def composition(self) -> Composition:
         """The functionals of all calls, in order."""
         return composition_of(self.perturbed)
 
     @functools.cached_property
+    @answers("track")
     def result(self) -> TrackingResult:
         """All functionals and bounds, as plain numbers."""
         gradients = {name: self._gradient(name) for name in self.walk.norms}
         found = self.walk
         guarantee = "NONE" if found.unknown_ops else "CERTIFIED" if found.twins else "PROVED"
+        if guarantee != "NONE" and not support(found.used).holds:
+            guarantee = "ESTIMATED"
         modules = {path: self._module(path) for path in self.composition.modules}
         return TrackingResult(
             guarantee,
@@ -106,7 +114,10 @@ class Tracking:
 
     @property
     def guarantee(self) -> str:
-        """PROVED; CERTIFIED where random labels decided ties; NONE where an op has no rule."""
+        """PROVED; CERTIFIED where random labels decided ties; NONE where an op has no rule.
+
+        ESTIMATED where the accuracy of an elementary function was not measured on this processor.
+        """
         return self.result.guarantee
 
     @property

@@ -23,7 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from numgeom.arithmetic.accuracy import Accuracy
 from numgeom.arithmetic.formats import format_of
+from numgeom.arithmetic.reliance import relying
 from numgeom.arithmetic.rounding import add_up, difference_up, div_up, mul_up, norm_up, sum_up
 from numgeom.functionals.softmax import Shifted, bound_softmax, find_softmax
 from numgeom.functionals.stretch import Position, Stretch, stretch_of
@@ -72,6 +74,7 @@ class Walk:
         unknown_ops: Ops without a rule, with the number of their calls.
         overflow: The first call whose computed value is infinite where exact inputs were finite.
         doubtful: How many decisions may be other ones over the reals.
+        used: The measured accuracies that the bounds rest on.
         twins: Whether labels of equal entries decided ties. The bounds then fail with a probability
             of at most `numgeom.semantics.twins.COLLISION_PROBABILITY`, over our own draws.
         undecided: Decisions of the program that may be taken otherwise over the reals.
@@ -94,6 +97,7 @@ class Walk:
     twins: bool = False
     undecided: tuple[Judged, ...] = ()
     margin: float = math.inf
+    used: frozenset[Accuracy] = frozenset()
 
 
 def walk(
@@ -117,6 +121,12 @@ def walk(
     Raises:
         ReplayError: a call could not be run in float64, or as it was recorded.
     """
+    with relying() as used:
+        found = _walk(program, ops, input_error, twins=twins, seed=seed)
+    return replace(found, used=frozenset(used))
+
+
+def _walk(program: Program, ops: OpTable, input_error: float, *, twins: bool, seed: int) -> Walk:
     opened, anchors = decompose_anchored(program, device="cpu")
     first: dict[fx.Node, fx.Node] = {}
     for closed, place in anchors.items():

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from numgeom.arithmetic.printing import nearest_short
+from numgeom.failures import answers
 from numgeom.nonsmooth.backward import FrozenStep, TiedCall
 from numgeom.nonsmooth.clarke import least, tensor_arguments
 from numgeom.nonsmooth.kinks import Family, KinkRule
@@ -89,6 +90,7 @@ class AuditedOp:
         return visible(f"{self.op} ({', '.join(self.places)}): {rule}; {here}")
 
 
+@answers("audit")
 def audit(
     subject: nn.Module | Program | Recording | Callable[[], Any],
     loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
@@ -112,6 +114,7 @@ def audit(
     return audit_of(program_of(subject, loss_fn, batch, question="audit"), seed=seed)
 
 
+@answers("audit")
 def audit_of(program: Program | FrozenStep, *, seed: int = 0) -> tuple[AuditedOp, ...]:
     """Audit a recorded step; see `audit`."""
     step = program if isinstance(program, FrozenStep) else FrozenStep(program)

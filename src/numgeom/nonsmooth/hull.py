@@ -17,7 +17,7 @@ a change cancels only after rounding (a bias in front of batch norm), the width 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -25,8 +25,10 @@ from torch import Tensor, fx, nn
 
 from numgeom.arithmetic.assumptions import require_ieee_float64
 from numgeom.arithmetic.printing import upper_short
+from numgeom.arithmetic.reliance import relying, support
 from numgeom.arithmetic.rounding import add_up, difference_up, mul_up, next_up, norm_up, sum_up
 from numgeom.errors import NumgeomError
+from numgeom.failures import answers
 from numgeom.nonsmooth.backward import FrozenStep, TiedCall
 from numgeom.nonsmooth.clarke import Unit, reference, restricted
 from numgeom.nonsmooth.functions import moving_units
@@ -66,7 +68,8 @@ class Hull:
             hull is then valid but wider than the set, and its width says nothing where it is
             not zero.
         guarantee: That of `below` and `above`. PROVED without ties; CERTIFIED with ties, since
-            pieces were compared by random evaluation; NONE if the rounding of some backward call
+            pieces were compared by random evaluation; ESTIMATED where an accuracy that they rest on
+            was not measured on this processor; NONE if the rounding of some backward call
             behind a kink is not known, or if a call stands on a kink that is not covered.
         unmatched: Calls with kinks that the hull does not cover, as in `Zones`.
     """
@@ -139,6 +142,7 @@ class Hull:
         return "\n".join(map(visible, lines))
 
 
+@answers("hull")
 def hull(
     subject: nn.Module | Program | Recording | Callable[[], Any],
     loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
@@ -174,12 +178,21 @@ def hull(
     )
 
 
+@answers("hull")
 def hull_of(
     program: Program | FrozenStep, *, max_pullbacks: int = MAX_PULLBACKS, seed: int = 0
 ) -> Hull:
     """Enclose the gradients of all Clarke selections of a recorded step; see `hull`."""
     require_ieee_float64("cpu")
-    step = program if isinstance(program, FrozenStep) else FrozenStep(program)
+    with relying() as used:
+        step = program if isinstance(program, FrozenStep) else FrozenStep(program)
+        found = _hull_of(step, max_pullbacks, seed)
+    if found.guarantee is Guarantee.NONE or support(used).holds:
+        return found
+    return replace(found, guarantee=Guarantee.ESTIMATED)
+
+
+def _hull_of(step: FrozenStep, max_pullbacks: int, seed: int) -> Hull:
     calls = _Calls(step, seed)
     pullback = Pullback(step)
     center = pullback.reference(calls.chosen)

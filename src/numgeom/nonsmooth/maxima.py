@@ -170,8 +170,8 @@ def _rows(x: Tensor, dims: Sequence[int]) -> Tensor:
         return x.reshape(1, 1)
     reduced = sorted(d % x.dim() for d in dims) or list(range(x.dim()))
     kept = [d for d in range(x.dim()) if d not in reduced]
-    places = math.prod(x.shape[d] for d in reduced)
-    return x.permute(*kept, *reduced).reshape(-1, places)
+    outputs, places = (math.prod(x.shape[d] for d in part) for part in (kept, reduced))
+    return x.permute(*kept, *reduced).reshape(outputs, places)
 
 
 def _max(call: OpCall) -> Windows | None:

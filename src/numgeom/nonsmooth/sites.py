@@ -172,7 +172,12 @@ class _Search:
         return size is not None and given is not None and size.numel() == given.numel()
 
     def shape(self, node: Any) -> torch.Size | None:
-        """The shape of a value, of a call's first output if there are several."""
+        """The shape of a value, of a call's first output if there are several.
+
+        None where it is not known, and for a number: autograd's formulas multiply by some.
+        """
+        if not isinstance(node, fx.Node):
+            return None
         if node.op == "get_attr":
             return self._constants[str(node.target)].shape
         path: tuple[Any, ...] = ()
@@ -364,7 +369,7 @@ def _kept_shape(search: _Search, forward: fx.Node) -> torch.Size | None:
     shape, dims = search.shape(given["self"]), given.get("dim")
     if shape is None or dims is None:
         return None
-    reduced = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)}
+    reduced = {d % max(1, len(shape)) for d in ([dims] if isinstance(dims, int) else dims)}
     return torch.Size(1 if d in reduced else n for d, n in enumerate(shape))
 
 

@@ -20,6 +20,7 @@ from torch.fx.node import map_arg
 
 from numgeom.errors import ReplayError
 from numgeom.nonsmooth.backward import FrozenStep, TiedCall
+from numgeom.nonsmooth.paths import ancestors
 from numgeom.nonsmooth.sites import op_arguments
 from numgeom.recording.replay import ProgramInterpreter
 
@@ -87,13 +88,14 @@ class _Tangents(ProgramInterpreter):
         self._parameters = frozenset(step.program.parameters)
         self._moving: dict[fx.Node, Any] = {}
         self._wanted = {tie.node for tie in step.ties}
+        self._before = ancestors(self._wanted)  # what follows the ties moves none of them
         self.tangents: dict[fx.Node, tuple[Tensor | None, ...]] = {}
         self.has_parameters = False
 
     def run_node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         """Find the tangents of one node; its value is the frozen one."""
         del values
-        if node not in self._step.values:
+        if node not in self._before or node not in self._step.values:
             return None
         if node in self._wanted:
             tensors = (n for n in op_arguments(node).values() if isinstance(n, fx.Node))

@@ -38,6 +38,7 @@ from numgeom.nonsmooth.sharing import Share, spread_over
 from numgeom.nonsmooth.thresholds import tau_curve
 from numgeom.nonsmooth.variation import backprop_variation
 from numgeom.nonsmooth.zones import CONTRAST, NATIVE, Zone, zones
+from numgeom.recording.digest import bytes_of
 
 Progress = Callable[[str, int, int], None]
 _ZONES: tuple[Zone, ...] = ("regular", "compensation", "bifurcation")
@@ -259,7 +260,7 @@ def _fingerprint(tree: Any) -> str:
         if isinstance(item, Tensor):
             flat = item.detach().cpu().contiguous()
             digest.update(f"{flat.dtype}{tuple(flat.shape)}".encode())
-            digest.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(bytes_of(flat))
         elif isinstance(item, (tuple, list)):
             for part in item:
                 feed(part)

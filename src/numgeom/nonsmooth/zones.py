@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from numgeom.arithmetic.printing import upper_short
+from numgeom.failures import answers
 from numgeom.nonsmooth.backward import FrozenStep, TiedCall
 from numgeom.nonsmooth.choices import Last, Minimal
 from numgeom.nonsmooth.kinks import Family
@@ -126,6 +127,7 @@ class Zones:
         return "\n".join(map(visible, lines))
 
 
+@answers("zones")
 def zones(
     subject: nn.Module | Program | Recording | Callable[[], Any],
     loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
@@ -160,6 +162,7 @@ def zones(
     return zones_of(program, selections=selections, reduction=reduction, seed=seed)
 
 
+@answers("zones")
 def zones_of(
     program: Program | FrozenStep,
     *,

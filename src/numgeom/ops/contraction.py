@@ -29,7 +29,7 @@ from numgeom.ops.bilinear import (
 from numgeom.ops.drawing import integers, swapped, tiny, wild
 from numgeom.ops.entry import Bound, Evaluation, Example, Kind, Op
 from numgeom.ops.examples import example, normal
-from numgeom.ops.kernel_errors import ADDED_PRODUCT, MATRIX_PRODUCT
+from numgeom.ops.kernel_errors import ADDED_PRODUCT, MATRIX_PRODUCT, SUMMED_PRODUCTS
 from numgeom.ops.kinks import NO_KINKS
 from numgeom.ops.tangent_products import added_pushed, bilinear_pushed, scaled_pushed
 from numgeom.ops.tangents import Moved, Pushed, require_known
@@ -184,7 +184,7 @@ def _added_product(name: str, multiply: Multiply, *examples: Example, batch: boo
             product=Product(1, 2, added=0, is_matrix=not batch),
             adds=True,
             autocast=Autocast.LOW,
-            kernel=ADDED_PRODUCT,
+            kernel=SUMMED_PRODUCTS if batch else ADDED_PRODUCT,
         ),
     )
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numgeom.arithmetic.accuracy import default_table
+from numgeom.arithmetic.accuracy import Accuracy
 from numgeom.arithmetic.lower_bounds import next_down
+from numgeom.arithmetic.reliance import accuracy_of
 from numgeom.arithmetic.rounding import TINY, UNIT_ROUNDOFF, next_up
 
 Number = float | int
@@ -32,21 +33,25 @@ def elementary_error(name: str, y: Tensor, *arguments: Tensor) -> Tensor:
         y: What torch computed, float64.
         *arguments: What it was computed from.
     """
-    entry = default_table().find(name, y.dtype, device=y.device.type)
+    entry = accuracy_of(name, y.dtype, device=y.device.type)
     if entry is None:
         return torch.full_like(y, math.inf)
     return entry.error_up(y, *arguments)
 
 
-@functools.cache
 def _relative_error(name: str, device: str) -> tuple[float, float]:
     """Numbers k and c with |y - f(x)| + 2u |y| <= k |y| + c, generously; infinite if unknown.
 
     ulps * ulp(f(x)) <= ulps (2u |f(x)| + TINY), and |f(x)| <= |y| (1 + 4u ulps) + ...; three ulps
     more pay for that and for the rounding of the bound itself, as long as ulps < 2^25.
     """
-    entry = default_table().find(name, torch.float64, device=device)
-    if entry is None or entry.allowed_ulps > 2.0**25 or entry.floor.argument != 0.0:
+    entry = accuracy_of(name, torch.float64, device=device)
+    return (math.inf, math.inf) if entry is None else _generous(entry)
+
+
+@functools.cache
+def _generous(entry: Accuracy) -> tuple[float, float]:
+    if entry.allowed_ulps > 2.0**25 or entry.floor.argument != 0.0:
         return math.inf, math.inf
     floor = entry.floor.bound_up(entry.format)
     constant = 2.0 * float(floor) + (entry.allowed_ulps + 3.0) * TINY

@@ -93,6 +93,12 @@ def _added_product(args: Sequence[Any], y: Sequence[Tensor | None]) -> Deviation
     return [_matrix_product(args[1], args[2], out)]
 
 
+def _summed_products(args: Sequence[Any], y: Sequence[Tensor | None]) -> Deviations:
+    """The products of a batch, added up: one product of the factors side by side."""
+    (out,), a, b = y, args[1], args[2]
+    return [_matrix_product(a.movedim(0, 1).flatten(1), b.flatten(0, 1), out)]
+
+
 def _matrix_product(a: Tensor, b: Tensor, out: Tensor | None) -> Tensor | None:
     if out is None or a.numel() == 0 or b.numel() == 0:
         return None
@@ -242,6 +248,7 @@ PLAIN = Kernel(_nothing)
 
 MATRIX_PRODUCT = Kernel(_product)
 ADDED_PRODUCT = Kernel(_added_product)
+SUMMED_PRODUCTS = Kernel(_summed_products)
 CONVOLUTION = Kernel(_convolution)
 CONVOLUTION_BACKWARD = Kernel(_convolution_backward)
 SUM = Kernel(_sum)

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from numgeom.arithmetic.formats import Format
 from numgeom.arithmetic.printing import lower, nearest, upper
+from numgeom.failures import answers
 from numgeom.ops.traits import Autocast
 from numgeom.precision.bits import BitsNeeded, Grouping, bits_needed
 from numgeom.precision.errors import PrecisionError
@@ -182,6 +183,7 @@ ASSUMPTIONS = (
 )
 
 
+@answers("estimate")
 def estimate(
     subject: nn.Module | Program | Recording | Callable[[], Any],
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
@@ -271,6 +273,7 @@ def estimate_program(
         for name, errors in found.errors.items()
     }
 
+    @answers("sources")
     def sources() -> Sources:
         if asked.recomputed:
             raise PrecisionError(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from numgeom.arithmetic.formats import float16, format_named
 from numgeom.arithmetic.printing import nearest, percent
 from numgeom.errors import FileFormatError
+from numgeom.failures import answers
 from numgeom.files.writing import write_text
 from numgeom.precision.errors import PrecisionError
 from numgeom.precision.loss_scale import ExponentCount, LossScale, loss_scale_for
@@ -112,6 +113,7 @@ class PrecisionPlan:
         """
         return formats_applied(model, self.formats)
 
+    @answers("PrecisionPlan.verify")
     def verify(
         self, batch: Any, *, model: nn.Module | None = None, loss_fn: LossFunction | None = None
     ) -> Verification:
@@ -195,6 +197,7 @@ class PrecisionPlan:
             ) from error
 
 
+@answers("plan_precision")
 def plan_precision(
     model: nn.Module,
     loss_fn: LossFunction,

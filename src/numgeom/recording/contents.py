@@ -11,11 +11,13 @@ from torch import Tensor
 
 from numgeom.errors import UnsupportedOpError
 from numgeom.recording.functionalize import DRAWS, Traits, Treatment, draws_nothing, name_of
-from numgeom.recording.seen import Seen, is_dense, overlaps
+from numgeom.recording.seen import Seen, is_dense, overlaps, span
 from numgeom.recording.values import Constant, Value, meta_of, tensors_in
 from numgeom.recording.variants import argument_at, written_arguments
 
 Copies = dict[Seen, Value]
+_MOST_GAPS = 16  # places in memory per entry; and a memory that is small in any case
+_SMALL = 1 << 20
 _MASKS = (torch.bool, torch.uint8)
 
 
@@ -33,15 +35,30 @@ def outside_copy(
     Returns:
         The copy, and whether expanded dimensions were left out of it.
     """
-    if tensor.is_contiguous() or not overlaps(meta_of(tensor)):
+    meta = meta_of(tensor)
+    if tensor.is_contiguous() or is_dense(meta):
         return Constant(copy(tensor.detach()), role, name), False
+    if not overlaps(meta):
+        return Constant(_with_gaps(tensor.detach()), role, name), False
     plain = tensor.detach()
     for dim, step in enumerate(plain.stride()):
         if step == 0 and plain.shape[dim] > 1:
             plain = plain.narrow(dim, 0, 1)
     if overlaps(meta_of(plain)):  # sliding windows over one line of memory
         return Constant(tensor.detach().contiguous(), role, name), False
-    return Constant(plain.clone(), role, name), True
+    return Constant(_with_gaps(plain), role, name), True
+
+
+def _with_gaps(tensor: Tensor) -> Tensor:
+    """A copy that keeps the gaps between the entries: kernels choose their order by strides.
+
+    Not where almost all of it would be gaps, as of one column of a large table.
+    """
+    reach = span(meta_of(tensor))
+    if tensor.is_conj() or tensor.is_neg() or reach > max(_MOST_GAPS * tensor.numel(), _SMALL):
+        return tensor.clone()
+    room = tensor.new_zeros(reach).as_strided(tensor.shape, tensor.stride())
+    return room.copy_(tensor)
 
 
 def copies_after(

@@ -111,12 +111,16 @@ def _shift(x: Tensor, dim: int) -> Tensor:
 
 def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     del half_to_float
+    if not x.numel():
+        return aten.clone.default(x)
     powers = aten.exp.default(aten.sub.Tensor(x, _shift(x, dim)))
     return aten.div.Tensor(powers, aten.sum.dim_IntList(powers, [dim], True))
 
 
 def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     del half_to_float
+    if not x.numel():
+        return aten.clone.default(x)
     shifted = aten.sub.Tensor(x, _shift(x, dim))
     total = aten.sum.dim_IntList(aten.exp.default(shifted), [dim], True)
     return aten.sub.Tensor(shifted, aten.log.default(total))
@@ -220,7 +224,13 @@ class _OpenedRecorder(Recorder):
             places = self._places(size, stride, offset, meta.device)
             flat = TensorMeta((_count(size),), (1,), meta.dtype, meta.device)
             row = super()._emit(aten.view.default, (source, [_count(size)]), {}, flat)
-            return super()._emit(aten.scatter.src, (line, 0, places, row), {}, meta)
+            if len(meta.shape) == 1:
+                return super()._emit(aten.scatter.src, (line, 0, places, row), {}, meta)
+            # A call of the user's, whose input may have any shape.
+            whole = TensorMeta((_count(meta.shape),), (1,), meta.dtype, meta.device)
+            line = super()._emit(aten.view.default, (line, list(whole.shape)), {}, whole)
+            found = super()._emit(aten.scatter.src, (line, 0, places, row), {}, whole)
+            return super()._emit(aten.view.default, (found, list(meta.shape)), {}, meta)
         return super()._emit(op, args, kwargs, meta)
 
     def _places(self, size: Any, stride: Any, offset: int, device: torch.device) -> Value:

@@ -58,4 +58,12 @@ def _add(found: Any, tensor: Tensor) -> None:
     found.update(repr((str(plain.dtype), tuple(plain.shape))).encode())
     if plain.is_sparse or plain.layout is not torch.strided:
         plain = plain.to_dense()
-    found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    found.update(bytes_of(plain))
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """The entries of a strided tensor in order, as bytes, whatever its memory looks like."""
+    # A tensor of one entry counts as contiguous with any stride, and bytes need a stride of 1.
+    line = torch.empty(tensor.numel(), dtype=tensor.dtype)
+    line.copy_(tensor.detach().resolve_conj().reshape(-1))
+    return line.view(torch.uint8).numpy().tobytes()

@@ -142,8 +142,9 @@ def traits_of(op: OpOverload) -> Traits:
         treatment = _treatment(op)
         takes_indices = any("Tensor" in str(a.type) and "List" in str(a.type) for a in second)
         has_defaults = name_of(op) in _DEFAULTS
-        is_shaped = name_of(op) in SHAPED_BY
-        plain = treatment is Treatment.PURE and not (takes_indices or has_defaults or is_shaped)
+        is_shaped, flips = name_of(op) in SHAPED_BY, op in _FLIPS
+        special = takes_indices or has_defaults or is_shaped or flips
+        plain = treatment is Treatment.PURE and not special
         written = written_arguments(op)
         has_variant = bool(written) and functional_variant(op) is not None
         writes, writes_if = written, None
@@ -163,7 +164,7 @@ def traits_of(op: OpOverload) -> Traits:
             has_defaults,
             has_variant,
             plain=plain,
-            flips=op in _FLIPS,
+            flips=flips,
         )
         TRAITS[id(op)] = traits
     return traits

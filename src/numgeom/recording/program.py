@@ -182,15 +182,13 @@ class Program:
 
     def digest(self) -> str:
         """SHA-256 of the calls and constants, whatever files and lines they came from."""
+        from numgeom.recording.digest import bytes_of
         from numgeom.recording.graph_text import structure_of
 
         total = hashlib.sha256(structure_of(self, origins=False).encode())
         for name, tensor in self.constants.items():
             total.update(name.encode())
-            flat = tensor.detach().cpu().contiguous().flatten()
-            if flat.is_conj():
-                flat = flat.resolve_conj()
-            total.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+            total.update(bytes_of(tensor))
         return total.hexdigest()
 
     def __str__(self) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from numgeom.errors import RecordingError
+from numgeom.failures import run_users
 from numgeom.recording.buffers import buffers_of
 from numgeom.recording.finish import covers, finish, names_of
 from numgeom.recording.log import Log
@@ -176,9 +177,9 @@ def record_step(model: nn.Module, loss_fn: Callable[[nn.Module, Any], Any], batc
     """
 
     def step() -> torch.Tensor:
-        loss = loss_fn(model, batch)
+        loss = run_users(loss_fn, model, batch)
         _check_loss(loss)
-        loss.backward()
+        run_users(loss.backward)
         return loss
 
     if not isinstance(model, nn.Module):
@@ -219,26 +220,34 @@ def _run_and_restore(step: Callable[[], Any], model: nn.Module | None) -> Progra
         assert log is not None
         try:
             with torch.enable_grad(), torch.inference_mode(False):
-                step()
+                step() if model is not None else run_users(step)
         except BaseException as error:
+            leaves = _gradients_before(log, model)
             recording.__exit__(type(error), error, error.__traceback__)
-            _restore(log)
+            _restore(log, leaves)
             raise
-        grads = {id(t): t.grad for t in log.leaves.values()} if model is None else {}
-        leaves, first = list(log.leaves.values()), dict(log.first_grads)
+        leaves = _gradients_before(log, model)
         try:
             recording.__exit__(None, None, None)
         finally:
-            _restore(log)
-            for leaf in leaves:
-                if id(leaf) in grads:
-                    leaf.grad = first.get(id(leaf))
+            _restore(log, leaves)
     return recording.program
 
 
-def _restore(log: Log) -> None:
+def _gradients_before(
+    log: Log, model: nn.Module | None
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """The leaves of a step without a model, and what their `.grad` was before it."""
+    if model is not None:  # `_kept_gradients` knows them
+        return []
+    return [(leaf, log.first_grads.get(id(leaf))) for leaf in log.leaves.values()]
+
+
+def _restore(log: Log, leaves: list[tuple[torch.Tensor, torch.Tensor | None]]) -> None:
     with torch.no_grad():
         log.memories.restore()
+    for leaf, gradient in leaves:
+        leaf.grad = gradient
 
 
 def _check_loss(loss: Any) -> None:

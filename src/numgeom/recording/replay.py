@@ -11,6 +11,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_any, tree_map_only
 
 from numgeom.errors import ReplayError
+from numgeom.failures import note_place
 from numgeom.recording.calls import CallInfo
 from numgeom.recording.decisions import decision_of
 from numgeom.recording.environment import plain_evaluation, switches
@@ -87,7 +88,11 @@ class ProgramInterpreter:
         for node in self.program.graph.nodes:
             if node.op == "output":
                 return map_arg(node.args[0], values.__getitem__)
-            values[node] = self.run_node(node, values)
+            try:
+                values[node] = self.run_node(node, values)
+            except Exception as error:
+                note_place(error, _place(node))
+                raise
             for done in last_uses.get(node, ()):
                 del values[done]
         raise ReplayError("the program has no output")
@@ -251,13 +256,17 @@ def _laid_out(value: torch.Tensor, meta: Any) -> torch.Tensor:
     return room.copy_(value)
 
 
-def _explain(node: fx.Node, args: Any, dtype: torch.dtype | None, error: Exception) -> str:
+def _place(node: fx.Node) -> str:
+    """The op of a node, and where its call comes from."""
     info: CallInfo | None = node.meta.get("call")
-    place = ""
-    if info is not None:
-        module = f" in {info.module}" if info.module else ""
-        source = f" at {info.source}" if info.source else ""
-        place = f" ({info.phase}{module}{source})"
+    if info is None:
+        return str(node.target)
+    module = f" in {info.module}" if info.module else ""
+    source = f" at {info.source}" if info.source else ""
+    return f"{node.target} ({info.phase}{module}{source})"
+
+
+def _explain(node: fx.Node, args: Any, dtype: torch.dtype | None, error: Exception) -> str:
     shapes = ", ".join(
         f"{a.dtype}{list(a.shape)}".removeprefix("torch.")
         for a in args
@@ -266,7 +275,7 @@ def _explain(node: fx.Node, args: Any, dtype: torch.dtype | None, error: Excepti
     run_as = "the recorded formats" if dtype is None else str(dtype).removeprefix("torch.")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"{node.target}{place} cannot be replayed in {run_as} on inputs [{shapes}]: {reason}. "
+        f"{_place(node)} cannot be replayed in {run_as} on inputs [{shapes}]: {reason}. "
         "If the op has no kernel for this format, it needs a reference in plain ATen "
         "(numgeom/recording/references); please report it."
     )

@@ -86,7 +86,9 @@ def headline(certificate: Certificate) -> Text:
     if certificate.first_nonfinite is not None and math.isnan(total.observed_error):
         text.append("unknown, not all values are finite", "bold red")
     elif total.error_bound is not None:
-        text.append(f"at most {number(total.error_bound)} (relative, 2-norm)", "bold")
+        estimated = certificate.guarantee < Guarantee.CERTIFIED
+        text.append("estimated at most " if estimated else "at most ", "bold")
+        text.append(f"{number(total.error_bound)} (relative, 2-norm)", "bold")
     elif math.isnan(total.observed_error):
         text.append("unknown", "bold")
     elif total.observed_error == 0.0:

@@ -47,8 +47,7 @@ def weakest(first: Guarantee, *others: Guarantee) -> Guarantee:
 
 _MEANINGS = {
     Guarantee.NONE: "Unknown: nothing is promised about this number.",
-    Guarantee.ESTIMATED: "A measurement or a prediction, not a bound: the reference's own error "
-    "is not included.",
+    Guarantee.ESTIMATED: "A measurement or a prediction, not a bound.",
     Guarantee.CERTIFIED: "A bound that may fail only with the stated probability over random "
     "vectors drawn for the check.",
     Guarantee.PROVED: "A bound that always holds, given the printed assumptions.",

@@ -17,6 +17,7 @@ dlarfg): r_kk has the sign opposite to that of the entry that it replaces, and i
 all entries below are 0. These entries are computed, and compared with 0.
 """
 
+import math
 import weakref
 from typing import Any
 
@@ -96,7 +97,7 @@ def _order(pivots: Tensor, n: int) -> Tensor:
     Free: whoever uses it for more than a solution looks at the pivots as well.
     """
     with free():
-        flat = pivots.reshape(-1, pivots.size(-1))
+        flat = pivots.reshape(math.prod(pivots.shape[:-1]), pivots.size(-1))
         orders = []
         for swaps in flat.tolist():
             order = list(range(n))

@@ -33,7 +33,7 @@ def _multi_margin_backward(
     weight: Tensor | None = None,
     reduction: int = _MEAN,
 ) -> Tensor:
-    x = self if self.dim() == 2 else self.unsqueeze(0)
+    x = self if self.dim() == 2 else self.reshape(1, -1)
     right = target.reshape(-1, 1)
     count, classes = x.shape
     z = margin - x.gather(1, right) + x
