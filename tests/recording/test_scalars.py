@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import flint
 import pytest
@@ -154,6 +155,16 @@ def test_an_epsilon_that_torch_rounded_to_float32_carries_that_error() -> None:
     program = record_callable(lambda: F.rms_norm(2 * w, (5,), w, 1e-5).sum().backward()).decompose()
     (node,) = [n for n in _calls(program) if "real_number" in str(n.target)]
     assert abs(node.args[0] - 1e-5) <= node.args[2] <= 1e-12
+
+
+def test_an_opened_program_with_real_numbers_is_saved_and_loaded(tmp_path: Path) -> None:
+    program = _opened(F.gelu)
+    assert _derived(program)
+    program.save(tmp_path / "gelu.pt")
+    loaded = Program.load(tmp_path / "gelu.pt")
+    assert str(loaded) == str(program)
+    (name,) = program.recorded.gradients
+    assert torch.equal(loaded.replay().gradients[name], program.replay().gradients[name])
 
 
 def test_an_unknown_number_in_a_place_for_no_tensor_is_refused(

@@ -3,7 +3,7 @@
 A call of a program is a pure function of tensors, so a file may ask for nothing else. What torch
 and the package state about an op decides, never a list of dangerous ones:
 
-- torch itself defines it, in `aten` or `prims`;
+- torch itself defines it, in `aten` or `prims`, or it is the package's own `real_number`;
 - its schema writes to no argument, and returns tensors and nothing else;
 - its meaning or its shape function is known: torch marks it as a core or pointwise op, or knows
   what shapes it gives, or the package has a reference or a decomposition for it;
@@ -33,6 +33,7 @@ from numgeom.recording.functionalize import (
     name_of,
     traits_of,
 )
+from numgeom.recording.reals import REAL_NUMBER
 from numgeom.recording.references import REFERENCES
 from numgeom.recording.variants import argument_at
 
@@ -60,6 +61,8 @@ def impurity(op: OpOverload) -> str | None:
 @cache
 def objection(op: OpOverload) -> str | None:
     """Why a file may not call an op unless its caller vouches for it; None if it may."""
+    if op is REAL_NUMBER:
+        return None
     # Functions of TorchScript share torch's namespaces, but the dispatcher does not have them.
     if op.namespace not in ("aten", "prims") or not torch._C._dispatch_has_kernel(op.name()):
         return "torch does not define it"

@@ -31,6 +31,7 @@ def _real_number(
 
 
 _LIBRARY.impl("real_number", _real_number, "CompositeExplicitAutograd")
+REAL_NUMBER = torch.ops.numgeom.real_number.default
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Real:
 
     def tensor(self, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
         """A tensor without dimensions; None: float64, on the CPU."""
-        made = torch.ops.numgeom.real_number(self.value, self.rest, self.error, device=device)
+        made = REAL_NUMBER(self.value, self.rest, self.error, device=device)
         return made if dtype in (None, made.dtype) else made.to(dtype)
 
 

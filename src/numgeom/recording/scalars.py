@@ -28,7 +28,7 @@ from torch._ops import OpOverload
 
 from numgeom.errors import RecordingError
 from numgeom.recording.program import Program
-from numgeom.recording.reals import NAMED, Real
+from numgeom.recording.reals import NAMED, REAL_NUMBER, Real
 
 aten = torch.ops.aten
 
@@ -92,7 +92,7 @@ class Scalars:
         Raises:
             RecordingError: a derived number has a place that can hold no tensor.
         """
-        if op is torch.ops.numgeom.real_number.default:
+        if op is REAL_NUMBER:
             return op, args, kwargs
         derived = {c: real for c in numbers_in((args, kwargs)) if (real := self.real(c, op))}
         if not derived:
