@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from numgeom.ops.composites import COMPOSITES
-from numgeom.ops.entry import Kind, Op
+from numgeom.ops.entry import Evaluation, Kind, Op
 from numgeom.ops.kinks import Where
 from numgeom.ops.table import OPS, kinks_of, traits_of
 from numgeom.ops.traits import Moves, Places
-from tests.ops.trials import generator, outputs_of, run_op
+from tests.ops.trials import draw_radii, generator, outputs_of, run_op
 
 aten = torch.ops.aten
 TRIED = [op for op in OPS if op.examples]
@@ -168,6 +168,70 @@ def test_factors_are_factors(op: Op) -> None:
                 with_it = [value if i == at else a for i, a in enumerate(args)]
                 parts.append(run_op(op.name, tuple(with_it), kwargs))
             assert torch.equal(parts[0] + 2.0 * parts[1], parts[2]), op.name
+
+
+@having(lambda traits: traits.linear_in and not (traits.moves and traits.moves.casts))
+def test_an_op_is_linear_in_what_it_says(op: Op) -> None:
+    """f(x + 2y) = f(x) + 2 f(y), all these arguments together; fills and numbers apart."""
+    places = op.traits.linear_in
+    for number, example in enumerate(op.examples):
+        args, kwargs = example.make(generator(number))
+        kwargs = {k: v for k, v in kwargs.items() if k != "alpha"}
+        g = generator(number)
+        real = all(_is_real(args[i]) for i in places if i < len(args))
+        bits = any(isinstance(a, torch.dtype) for a in args)
+        filled = op.traits.moves is not None and op.traits.moves.fills
+        if not real or bits or filled or op.traits.last_wins:
+            continue  # numbers, decisions, constants; which of two writes wins is open
+        one, other = ([_multiple(a, g) if i in places else a for i, a in enumerate(args)]
+                      for _ in range(2))  # fmt: skip
+        both = [_plus(a, b) if i in places else a
+                for i, (a, b) in enumerate(zip(one, other, strict=True))]  # fmt: skip
+        found = [outputs_of(run_op(op.name, tuple(x), kwargs)) for x in (one, other, both)]
+        for a, b, c in zip(*found, strict=True):
+            assert not a.is_floating_point() or torch.equal(a + 2.0 * b, c), op.name
+
+
+def _is_real(x: Any) -> bool:
+    if isinstance(x, (list, tuple)):
+        return all(map(_is_real, x))
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _multiple(x: Any, g: torch.Generator) -> Any:
+    """Whole numbers that all small counts divide, so that means are exact."""
+    if isinstance(x, (list, tuple)):
+        return [_multiple(item, g) for item in x]
+    return _whole(x, g) * 27720.0
+
+
+def _plus(a: Any, b: Any) -> Any:
+    if isinstance(a, (list, tuple)):
+        return [_plus(x, y) for x, y in zip(a, b, strict=True)]
+    return a + 2.0 * b
+
+
+class _Seen(dict[int | str, Any]):
+    """Labels that remember whether they were asked for."""
+
+    asked = False
+
+    def get(self, key: int | str, default: Any = None) -> Any:
+        self.asked = True
+        return default
+
+
+@pytest.mark.parametrize("op", [op for op in TRIED if op.doubt], ids=lambda op: op.name)
+def test_labels_are_asked_for_as_it_is_said(op: Op) -> None:
+    asked = False
+    for number, example in enumerate(op.examples):
+        args, kwargs = example.make(generator(number))
+        radii = draw_radii(args, kwargs, generator(number), scale=0.3)
+        labels = _Seen()
+        y = run_op(op.name, args, kwargs)
+        op.doubt_of(Evaluation(op.name, args, kwargs, y, radii, {}, labels))
+        asked = asked or labels.asked
+    assert asked == op.traits.reads_ties
 
 
 def _whole(x: Any, g: torch.Generator) -> Any:

@@ -173,8 +173,8 @@ def test_wrong_labels_are_caught(broken, monkeypatch):
     wrong: dict[str, Any] = {
         "_drawn": lambda self, labels: right(self, (labels != 0).long()),  # all factors alike
         "_numbered": lambda self, columns: right(self, columns[:1]),  # the last are left out
-        "_moved": lambda self, name, op, args, kwargs: (  # nothing is moved
-            args[0].labels if name == "permute" else right(self, name, op, args, kwargs)
+        "_moved": lambda self, name, op, args, kwargs, y: (  # nothing is moved
+            args[0].labels if name == "permute" else right(self, name, op, args, kwargs, y)
         ),
     }
     monkeypatch.setattr(Twins, broken, wrong[broken])
@@ -209,7 +209,8 @@ def _known(x: Any, number: Callable[[Tensor], Tensor]) -> Any:
 
 def test_moved_labels_are_those_of_the_moved_entries():
     tried = set()
-    for name, packet, args, kwargs in _examples(twins._MOVES):
+    moving = {op.name for op in OPS if op.traits.moves and twins._is_followed(op.traits.moves)}
+    for name, packet, args, kwargs in _examples(frozenset(moving)):
         table: list[float] = [0.0]
 
         def number(x: Tensor, table: list[float] = table) -> Tensor:
@@ -221,7 +222,9 @@ def test_moved_labels_are_those_of_the_moved_entries():
         asked = Twins([])
         asked._next = 10**6
         known = _known(args, number)
-        found = asked._moved(name, packet, tuple(known), _known(kwargs, number))
+        found = asked._moved(name, packet, tuple(known), _known(kwargs, number), y)
+        if found is None:
+            continue
         for part, labels in zip(*((v if isinstance(v, (list, tuple)) else [v]) for v in (y, found)),
                                 strict=True):  # fmt: skip
             assert labels.shape == part.shape
@@ -230,12 +233,16 @@ def test_moved_labels_are_those_of_the_moved_entries():
             ):
                 assert value == (fill if label >= 10**6 else table[label]), name
         tried.add(name)
-    assert tried >= twins._MOVES - {"contiguous", "_reshape_alias"}
+    # torch does not move integers like these, or not all results are moved entries.
+    assert all("upsample" in name or "pad" in name or name == "im2col" for name in moving - tried)
+    assert len(tried) > 45
 
 
 def test_an_elementwise_entry_is_a_function_of_the_labels():
     tried = set()
-    for name, packet, args, kwargs in _examples(twins._ELEMENTWISE):
+    for name, packet, args, kwargs in _examples(
+        frozenset(op.name for op in OPS if twins._is_entrywise(op.name))
+    ):
         y = packet(*args, **kwargs)
         asked = Twins([])
         known, named = _known(args, asked._by_value), _known(kwargs, asked._by_value)

@@ -14,6 +14,8 @@ from torch import Tensor, fx
 from numgeom.arithmetic.printing import nearest, upper
 from numgeom.arithmetic.rounding import add_up
 from numgeom.ops.entry import Evaluation
+from numgeom.ops.kinks import Where
+from numgeom.ops.table import kinks_of
 from numgeom.results import store
 from numgeom.semantics.decisions import Judged
 from numgeom.visible import visible
@@ -141,22 +143,15 @@ def kink_of_decision(judged: Judged) -> Kink:
     return Kink(decision.op, info.module, info.source, len(places), tuple(units))
 
 
-# Decisions made by the sign of one input, or of the difference of two.
-_BY_SIGN = frozenset(
-    ["relu", "leaky_relu", "abs", "sign", "sgn", "elu", "prelu_kernel", "threshold_backward"]
-)
-_BY_DIFFERENCE = frozenset(["lt", "le", "gt", "ge", "eq", "ne", "maximum", "minimum"])
-
-
 def _decided_by(call: Evaluation) -> tuple[Tensor, Tensor] | None:
     """What decides, less where the decision changes, and how far it may be off; None if unknown."""
-    if call.name == "threshold_backward":  # (incoming cotangent, x, threshold)
-        return _difference(call, 1, 2)
-    if call.name in _BY_SIGN:
-        return _difference(call, 0, None)
-    if call.name in _BY_DIFFERENCE:
-        return _difference(call, 0, 1)
-    return None
+    kinks = kinks_of(call.name)
+    if kinks is None or kinks.where not in (Where.ZERO, Where.EQUAL):
+        return None
+    one, *others = kinks.inputs
+    if kinks.where is Where.ZERO:
+        return None if others else _difference(call, one, None)
+    return _difference(call, one, others[0])
 
 
 def _difference(call: Evaluation, one: int, other: int | None) -> tuple[Tensor, Tensor] | None:

@@ -28,7 +28,7 @@ from numgeom.certificate.passes import Drawn
 from numgeom.certificate.scale import Scale
 from numgeom.certificate.witnesses import LANES, Witnesses
 from numgeom.errors import ReplayError
-from numgeom.ops.entry import Kind
+from numgeom.ops.entry import Kind, Op
 from numgeom.ops.table import OpTable
 from numgeom.recording import Program
 from numgeom.semantics.sensitivity import Linearization
@@ -36,13 +36,13 @@ from numgeom.semantics.sensitivity import Linearization
 MOST = 64  # entries that get a row of their own
 _BATCH = 8
 
-# Selections that decide by the entries at the same place, unlike a maximum over a window.
-_SELECTIONS = frozenset(
-    ("relu", "leaky_relu", "threshold", "hardtanh", "clamp", "clamp_min", "clamp_max")
-    + ("maximum", "minimum", "fmax", "fmin")
-)
 
 Entry = tuple[fx.Node, int]
+
+
+def _is_entrywise(op: Op) -> bool:
+    """Whether an entry depends on its own place alone, unlike a maximum over a window."""
+    return op.kind is Kind.ELEMENTWISE or (op.kind is Kind.SELECTION and op.traits.entrywise)
 
 
 def entry_radii(
@@ -147,7 +147,7 @@ def _entries(
     for call, mask in doubts.items():
         target: Any = call.target
         op = ops.lookup(target)
-        if op is None or not (op.kind is Kind.ELEMENTWISE or op.name in _SELECTIONS):
+        if op is None or not _is_entrywise(op):
             continue
         for node in call.all_input_nodes:
             shape = _shape(node)

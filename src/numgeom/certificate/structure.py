@@ -19,16 +19,8 @@ from typing import Any
 from torch import fx
 from torch.fx.node import map_arg
 
-from numgeom.ops.table import functional_name
+from numgeom.ops.table import functional_name, traits_of
 from numgeom.recording import Program
-
-# Each entry of the result is one entry of one argument (or minus it, or a sum of such), and each
-# entry of an argument occurs in one entry of the result.
-_MOVES = frozenset(
-    ("view", "_unsafe_view", "_reshape_alias", "permute", "transpose", "t", "squeeze", "unsqueeze")
-    + ("clone", "alias", "detach", "contiguous", "neg", "_to_copy")
-)
-_SUMS = frozenset(("add", "sub"))
 
 Ways = Mapping[str, int]
 
@@ -134,10 +126,11 @@ def _passes(user: fx.Node, node: fx.Node) -> bool:
     target: Any = user.target
     if "call" not in user.meta or user.kwargs:
         return False
-    name = functional_name(target)
-    if name in _MOVES:
+    traits = traits_of(functional_name(target))
+    if traits.moves is not None and traits.moves.keeps_all:
         return user.args[0] is node
-    if name in _SUMS and len(user.args) == 2:
+    adds = traits.adds and traits.entrywise and traits.product is None
+    if adds and len(user.args) == 2:  # each entry of the result is a sum of one of each, or minus
         return _shape(node) is not None and _shape(node) == _shape(user)
     return False
 

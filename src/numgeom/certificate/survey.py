@@ -24,7 +24,7 @@ from numgeom.certificate.structure import structure
 from numgeom.errors import ReplayError
 from numgeom.ops.entry import Evaluation, Op
 from numgeom.ops.promotion import converts, has_unconvertible_number, local_error, prepared
-from numgeom.ops.table import OpTable, functional_name
+from numgeom.ops.table import OpTable
 from numgeom.ops.tangents import Pushed, Stack
 from numgeom.recording import Program
 from numgeom.semantics.tangents import Moving, Pusher
@@ -36,7 +36,6 @@ KAPPAS = (1e-9, 1e-13)
 _SEEN, _RAISED = 1e5, 1e7
 LEAST = 1e-95  # T of entries where nothing arises; NOTHING^2 / LEAST is small
 NORMAL = 1e-290  # a smaller T would lose digits when a probe is multiplied by it
-_PRODUCTS = frozenset(("mul", "mm", "bmm", "mv", "dot", "convolution"))  # of their first arguments
 # Of the box for second-order terms, in units of S, per entry that rounds. The ball's radius is some
 # 2 beta eta, each of the two about the root of a number of entries, and S may grow.
 REACH = 200.0
@@ -251,8 +250,9 @@ class _Surveyor(Pusher):
                 size = self._size(argument)
             if size is not None:
                 sizes[key] = size
-        if op.name in _PRODUCTS and len(sizes) < 2:
-            return None
+        factors = _factors(node, op)
+        if factors is not None and sum(self._size(factor) is not None for factor in factors) < 2:
+            return None  # linear in the one factor that is inexact
         several = isinstance(call.y, (tuple, list))
         parts = range(len(call.y)) if several else [None]
         far = replaced(call, {key: times(size, self._reach) for key, size in sizes.items()})
@@ -367,10 +367,18 @@ def _read(program: Program, ops: OpTable) -> set[fx.Node]:
 def _matters(node: fx.Node, op: Op | None, still: set[fx.Node]) -> bool:
     if op is None or op.kinks.may_occur(node.args, node.kwargs):
         return True
-    target: Any = node.target
-    if functional_name(target) in _PRODUCTS:
-        return sum(isinstance(a, fx.Node) and a not in still for a in node.args) > 1
+    factors = _factors(node, op)
+    if factors is not None:
+        return all(isinstance(a, fx.Node) and a not in still for a in factors)
     return op.second_order is not None
+
+
+def _factors(node: fx.Node, op: Op) -> tuple[Any, Any] | None:
+    """The two arguments in each of which a call is linear, if there are two and both are given."""
+    product = op.traits.product
+    if product is None or max(product.left, product.right) >= len(node.args):
+        return None
+    return node.args[product.left], node.args[product.right]
 
 
 def _entries(program: Program, ops: OpTable, is_column: Any) -> int:

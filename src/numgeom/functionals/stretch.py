@@ -40,11 +40,6 @@ Position = int | str | tuple[int, int]
 Run = Callable[[Evaluation], Any]
 
 _LINEAR = frozenset({Kind.EXACT, Kind.CAST, Kind.REDUCTION, Kind.SELECTION, Kind.CONTRACTION})
-# Choices among an entry and bounds: elementwise, too.
-_ENTRYWISE_CHOICES = frozenset({
-    "relu", "leaky_relu", "maximum", "minimum", "fmax", "fmin", "clamp", "clamp_min", "clamp_max",
-    "hardtanh", "threshold",
-})  # fmt: skip
 _MATRIX_PRODUCTS = frozenset({"mm", "bmm"})
 
 
@@ -59,6 +54,11 @@ class Stretch:
     factors: Mapping[Position, float]
     curvature: float = 0.0
     jumps: float = 0.0
+
+
+def _is_entrywise(op: Op) -> bool:
+    """Whether an entry depends on its own place; choices among an entry and bounds do, too."""
+    return op.kind is Kind.ELEMENTWISE or (op.kind is Kind.SELECTION and op.traits.entrywise)
 
 
 def stretch_of(
@@ -82,7 +82,7 @@ def stretch_of(
         return _joined(call, errors, y)
     if any(isinstance(p, tuple) for p in errors):
         return None
-    if part is None and (op.kind is Kind.ELEMENTWISE or op.name in _ENTRYWISE_CHOICES):
+    if part is None and _is_entrywise(op):
         return _elementwise(op, call, errors)
     if op.name in _MATRIX_PRODUCTS:
         return _product(call, errors)

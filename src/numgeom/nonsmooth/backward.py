@@ -44,10 +44,6 @@ class TiedCall:
     kink: AbstractKink
 
 
-# Elementwise ops whose result is an entry of an argument, its size or its sign.
-_NEVER_ROUNDS = frozenset(("abs", "masked_fill", "sgn", "sign", "where"))
-
-
 class FrozenStep:
     """A recorded step whose forward pass is frozen as it was computed.
 
@@ -224,7 +220,10 @@ def _computes(node: fx.Node) -> bool:
         return False
     target: Any = node.target
     op = OPS.lookup(target)
-    return op is None or not (op.kind is Kind.EXACT or op.name in _NEVER_ROUNDS)
+    if op is None:
+        return True
+    plain = op.kind is Kind.ELEMENTWISE and not op.traits.activation_backward
+    return not (op.kind is Kind.EXACT or (plain and op.rounding is None))
 
 
 def _perturbed(value: Any, noise: torch.Generator) -> Any:

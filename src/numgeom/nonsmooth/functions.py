@@ -24,19 +24,10 @@ from torch.fx.node import map_arg
 from numgeom.nonsmooth.backward import FrozenStep, TiedCall
 from numgeom.nonsmooth.clarke import Unit, tensor_arguments, units_of
 from numgeom.ops.selection import op_name
+from numgeom.ops.table import traits_of
 from numgeom.semantics.ball import Enclosure
 from numgeom.semantics.twins import Twins
 
-# Every channel is one function of the input's entry: (x - mean) / deviation, shared by the channel.
-_BATCH_NORMS = frozenset(
-    (
-        "native_batch_norm",
-        "_native_batch_norm_legit",
-        "_native_batch_norm_legit_functional",
-        "_native_batch_norm_legit_no_training",
-        "cudnn_batch_norm",
-    )
-)
 _FIRST = 1 << 55  # above every number that Twins gives
 
 
@@ -126,7 +117,10 @@ class _Labeler:
         known_of: Any = self.known.__getitem__
         args: Any = map_arg(node.args, known_of)
         kwargs: Any = map_arg(node.kwargs, known_of)
-        if node in self._moving and name in _BATCH_NORMS:
+        # Of a batch norm every channel is one function of the input's entry, shared by the channel:
+        # (x - mean) / deviation.
+        normalizes = traits_of(name).normalizes and "batch_norm" in name
+        if node in self._moving and normalizes:
             return self._per_channel(args[0].labels, known.value)
         labels = self._twins.label(node, args, kwargs, known)
         if node in self._moving and name == "relu" and isinstance(labels, Tensor):

@@ -25,7 +25,7 @@ from numgeom.nonsmooth.kinks import AbstractKink
 from numgeom.nonsmooth.sites import Site
 from numgeom.ops.entry import Evaluation, Op
 from numgeom.ops.selection import SelectionError, op_name
-from numgeom.ops.table import OPS
+from numgeom.ops.table import OPS, traits_of
 from numgeom.recording.decompose import decompositions
 from numgeom.recording.references import REFERENCES
 from numgeom.semantics.ball import BallWalk, Enclosure
@@ -33,30 +33,6 @@ from numgeom.semantics.ball import BallWalk, Enclosure
 Ball = tuple[Tensor, Tensor]  # value and radius
 Chosen = Mapping[TiedCall, tuple[AbstractKink, Tensor]]
 
-# Ops that join several gradients: where one of them does not come from the kink, it adds nothing.
-_JOINS = frozenset(
-    (
-        "add",
-        "as_strided_scatter",
-        "cat",
-        "copy",
-        "diagonal_scatter",
-        "index_add",
-        "index_copy",
-        "index_put",
-        "masked_scatter",
-        "rsub",
-        "scatter",
-        "scatter_add",
-        "scatter_reduce",
-        "select_scatter",
-        "slice_scatter",
-        "stack",
-        "sub",
-        "where",
-    )
-)
-_BIASED = frozenset(("addmm", "addmv", "addbmm", "baddbmm"))  # the first argument is a summand
 _UNIT_ROUNDOFF = 2.0**-53
 
 
@@ -293,11 +269,16 @@ class _Walk(BallWalk):
 
     @staticmethod
     def _summands(node: fx.Node) -> list[fx.Node]:
+        """Gradients that a call joins: where one does not come from the kink, it adds nothing."""
         target: Any = node.target
-        name = "" if target is operator.getitem else op_name(target)
-        if name in _JOINS:
+        if target is operator.getitem:
+            return []
+        traits = traits_of(op_name(target))
+        joins = traits.moves is not None and (traits.moves.joins or traits.moves.data != (0,))
+        if joins or len(traits.linear_in) > 1:
             return list(node.all_input_nodes)
-        if name in _BIASED and isinstance(node.args[0], fx.Node):
+        product = traits.product
+        if product is not None and product.added == 0 and isinstance(node.args[0], fx.Node):
             return [node.args[0]]
         return []
 

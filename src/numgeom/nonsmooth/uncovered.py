@@ -19,35 +19,8 @@ from numgeom.nonsmooth.paths import between_parameters_and_loss
 from numgeom.nonsmooth.selection import KINKS
 from numgeom.ops.entry import Evaluation, Op
 from numgeom.ops.selection import op_name
-from numgeom.ops.table import OPS
+from numgeom.ops.table import OPS, kinks_of
 from numgeom.recording import Program
-
-# ATen ops without an entry in the table of ops (they are opened into others, or refused) that have
-# kinks; the other such ops have none: `log_softmax`, normalizations, attention, recurrent cells.
-_KINKED_COMPOSITES = frozenset(
-    (
-        "_linalg_eigh",
-        "_linalg_svd",
-        "_pdist_forward",
-        "segment_reduce",
-        "cosine_similarity",
-        "dist",
-        "fractional_max_pool3d",
-        "grid_sampler_2d",
-        "grid_sampler_3d",
-        "index_reduce",
-        "linalg_eig",
-        "linalg_lstsq",
-        "linalg_pinv",
-        "logit",
-        "mode",
-        "multi_margin_loss",
-        "multilabel_margin_loss_forward",
-        "renorm",
-        "rrelu_with_noise",
-        "rrelu_with_noise_functional",
-    )
-)
 
 # The least radius: a branch that it can change is a tie, for no two different numbers of a
 # narrower format are so close.
@@ -125,9 +98,10 @@ def _may_have_kinks(node: fx.Node) -> bool:
     op: Op | None = OPS.lookup(target)
     if name in KINKS:
         return False
-    if op is not None:
-        return op.kinks.may_occur(node.args, node.kwargs)
-    return target.namespace != "aten" or name in _KINKED_COMPOSITES
+    if op is None and target.namespace != "aten":
+        return True
+    kinks = kinks_of(name) if op is None else op.kinks  # without either: opened into others
+    return kinks is not None and kinks.order == 1 and kinks.may_occur(node.args, node.kwargs)
 
 
 def _any(doubt: Any) -> bool:

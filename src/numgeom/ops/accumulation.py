@@ -111,7 +111,7 @@ def accumulation(
         doubt=None if reals_alone else inherited_doubt,
         kinks=GIVEN_INDICES,
         source=SUM_SOURCE,
-        traits=Traits(adds=True),
+        traits=Traits(adds=True, linear=data),
         examples=examples,
         tangent=linear_tangent(partial(accumulated_rounding, data=data), data=data, fixed=fixed),
     )

@@ -336,14 +336,16 @@ CHOICE: tuple[Op, ...] = (
     ),
     _choice(
         "argmax", None, _arg_doubt, _TIES, example(normal(3, 4)), example(normal(4), 0, True)
-    ).with_traits(chooses=False, piecewise_constant=True),
+    ).with_traits(chooses=False, piecewise_constant=True, reads_ties=True),
     _choice("argmin", None, _arg_doubt, _TIES, example(normal(3, 4), None)).with_traits(
-        chooses=False, piecewise_constant=True
+        chooses=False, piecewise_constant=True, reads_ties=True
     ),
     _choice("max", _max_spread, _max_or_extreme_doubt, _TIES, example(normal(3, 4))).with_traits(
-        largest=True
+        largest=True, reads_ties=True
     ),
-    _choice("min", _max_spread, _max_or_extreme_doubt, _TIES, example(normal(3, 4))),
+    _choice("min", _max_spread, _max_or_extreme_doubt, _TIES, example(normal(3, 4))).with_traits(
+        reads_ties=True
+    ),
     _choice(
         "sort",
         monotone_spread,

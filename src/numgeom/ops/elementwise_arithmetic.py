@@ -243,7 +243,7 @@ def _sum(name: str) -> Op:
         kinks=NO_KINKS,
         source=IEEE,
         examples=_SUMS,
-        traits=Traits(adds=True),
+        traits=Traits(adds=True, linear=(0, 1)),
     )
 
 

@@ -13,6 +13,8 @@ from numgeom.ops.movement import movement
 from numgeom.ops.traits import DROPS, REARRANGES, REPEATS, RESHAPES, Moves, Places
 
 _INTO = Moves(Places.AT_MOST_ONCE, data=(0, 1))
+_IN_MEMORY = Moves(Places.ANY, in_memory=True)
+_INTO_MEMORY = Moves(Places.AT_MOST_ONCE, data=(0, 1), in_memory=True)
 _INTO_PARTS = Moves(Places.ONCE, parts=True)
 _JOINED = Moves(Places.ONCE, joins=True)
 _AMONG_ZEROS = Moves(Places.ONCE, fills=True)
@@ -37,7 +39,7 @@ EXACT: tuple[Op, ...] = (
     movement("expand", example(wild(3, 1), [2, 3, 4]), example(wild(), [2]), moves=REPEATS),
     movement("squeeze", example(wild(1, 3, 1)), example(wild(1, 3, 1), [0, 2]), moves=RESHAPES),
     movement("unsqueeze", example(wild(3), 0), example(wild(), 0), moves=RESHAPES),
-    movement("as_strided", example(wild(3, 4), [2, 2], [4, 1], 1), moves=REPEATS),
+    movement("as_strided", example(wild(3, 4), [2, 2], [4, 1], 1), moves=_IN_MEMORY),
     movement(
         "unfold", example(wild(7), 0, 3, 2), example(swapped(wild(4, 5)), 1, 2, 1), moves=REPEATS
     ),
@@ -77,7 +79,9 @@ EXACT: tuple[Op, ...] = (
     movement("slice_scatter", example(wild(5, 2), wild(2, 2), 0, 1, 5, 2), moves=_INTO),
     movement("select_scatter", example(wild(5, 2), wild(5), 1, 0), moves=_INTO),
     movement("diagonal_scatter", example(wild(3, 4), wild(3)), moves=_INTO),
-    movement("as_strided_scatter", example(wild(3, 4), wild(2, 2), [2, 2], [4, 1], 1), moves=_INTO),
+    movement(
+        "as_strided_scatter", example(wild(3, 4), wild(2, 2), [2, 2], [4, 1], 1), moves=_INTO_MEMORY
+    ),
     # Entries beside zeros or a constant.
     movement(
         "tril",

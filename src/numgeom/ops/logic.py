@@ -111,7 +111,7 @@ _BOOLEANS = example(booleans(3, 4), booleans(4))
 _REALS = example(whole_numbers(-1, 2, 3, 4), booleans(4))
 
 _TRUTH = Kinks(Where.ZERO, "0, for real arguments", inputs=(0, 1), jumps=True)
-_BOUNDARIES = Kinks(Where.EQUAL, "the boundaries", inputs=(0, 1), jumps=True)
+_BOUNDARIES = Kinks(Where.BOUND, "the boundaries", inputs=(0, 1), jumps=True)
 
 LOGIC: tuple[Op, ...] = (
     _logic("logical_and", _BOOLEANS, _REALS, kinks=_TRUTH),

@@ -160,7 +160,7 @@ def _pool(name: str, *examples: Example) -> Op:
         doubt=_pool_doubt,
         kinks=Kinks(Where.TIE, "ties of the largest entry of a window"),
         source="exact: entries are chosen",
-        traits=Traits(chooses=True),
+        traits=Traits(chooses=True, reads_ties="fractional" not in name),
         examples=examples,
     )
 

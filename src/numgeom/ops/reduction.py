@@ -252,7 +252,9 @@ REDUCTION: tuple[Op, ...] = (
         example(normal(0, 3), [0]),
         example(booleans(3, 4), [1]),
         example(integers(-9, 9, 3, 4), None, dtype=torch.float64),
-        traits=Traits(adds=True, sums=True, autocast=Autocast.WIDE_ON_CUDA, kernel=SUM),
+        traits=Traits(
+            adds=True, sums=True, linear=(0,), autocast=Autocast.WIDE_ON_CUDA, kernel=SUM
+        ),
         stack=_stacked_sum,
     ),
     _reduction(
@@ -264,7 +266,7 @@ REDUCTION: tuple[Op, ...] = (
         example(normal(1)),
         example(lambda g: torch.tensor([5e-324, 5e-324, 0.0], dtype=torch.float64)),
         doubt=None,
-        traits=Traits(adds=True, sums=True, kernel=MEAN),
+        traits=Traits(adds=True, sums=True, linear=(0,), kernel=MEAN),
     ),
     _reduction(
         "trace",
@@ -272,7 +274,7 @@ REDUCTION: tuple[Op, ...] = (
         _trace_spread,
         example(wild(4, 6)),
         example(normal(9, 9)),
-        traits=Traits(adds=True),
+        traits=Traits(adds=True, linear=(0,)),
     ),
     _reduction(
         "cumsum",
@@ -282,7 +284,9 @@ REDUCTION: tuple[Op, ...] = (
         example(swapped(normal(40, 3)), 0),
         example(integers(-5, 5, 6), 0),
         doubt=_cumulative_doubt,
-        traits=Traits(adds=True, autocast=Autocast.WIDE_ON_CUDA, nondeterministic_on_cuda=True),
+        traits=Traits(
+            adds=True, autocast=Autocast.WIDE_ON_CUDA, linear=(0,), nondeterministic_on_cuda=True
+        ),
     ),
     _truth("any", example(booleans(3, 4), 1), example(whole_numbers(-1, 2, 3, 4), 1)),
     _truth("all", example(booleans(3, 4), 1), example(whole_numbers(-1, 2, 3, 4), 0, True)),

@@ -302,7 +302,7 @@ SCATTER: tuple[Op, ...] = (
         example(normal(4, 3), 1, integers(0, 3, 2, 9), wild(3, 9)),
         data=(0, 3),
         decisions=(2,),
-    ).with_traits(nondeterministic_on_cuda=True),
+    ).with_traits(linear=(0, 3), nondeterministic_on_cuda=True),
     _entry(
         "index_add",
         _index_add_rounding,
@@ -310,13 +310,13 @@ SCATTER: tuple[Op, ...] = (
         example(wild(4, 3), 0, integers(0, 4, 7), wild(7, 3)),
         example(normal(4, 3), 1, integers(0, 3, 5), normal(4, 5), alpha=0.3),
         tangent=linear_tangent(_index_add_rounding, data=(0, 3)),
-    ).with_traits(nondeterministic_on_cuda=True),
+    ).with_traits(linear=(0, 3), nondeterministic_on_cuda=True),
     _entry(
         "index_put", _index_put_rounding, _index_put_spread, *_PUT, tangent=_PUT_TANGENT
-    ).with_traits(last_wins=True),
+    ).with_traits(linear=(0, 2), last_wins=True),
     _entry(
         "_unsafe_index_put", _index_put_rounding, _index_put_spread, *_PUT, tangent=_PUT_TANGENT
-    ).with_traits(last_wins=True),
+    ).with_traits(linear=(0, 2), last_wins=True),
     _entry(
         "index_copy",
         None,

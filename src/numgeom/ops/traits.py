@@ -3,7 +3,8 @@
 Traits serve every part of the package that has to know what kind of thing an op is: a graph is read
 backwards through ops that move entries, sums are added in another order, a pole is looked for where
 there may be one. They are statements about the op over the reals, and each has a law that tries it
-on the examples of the entry (`tests/ops/test_traits.py`). What no trait says is not known.
+on the examples of the entry, where one can be written (`tests/ops/test_traits.py`). What no trait
+says is not known.
 """
 
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Moves:
         signed: Whether entries may come with the opposite sign.
         casts: Whether the format may change, so that entries may be rounded.
         joins: Whether the argument is a list of tensors that come beside one another.
+        in_memory: Whether places are counted in memory, whose order may differ from the entries'.
         by_index: Whether indices that go in say which entries come.
         parts: Whether there are several results, which are the moved entries together.
     """
@@ -43,6 +45,7 @@ class Moves:
     signed: bool = False
     casts: bool = False
     joins: bool = False
+    in_memory: bool = False
     by_index: bool = False
     parts: bool = False
 
@@ -127,6 +130,8 @@ class Traits:
         entrywise: Whether an entry of the result depends on the entries at its own place alone,
             after broadcasting. Every op of the kind ELEMENTWISE is, without saying so here.
         product: Its factors, if it is linear in each of two arguments.
+        linear: Positions of the arguments in which it is linear, all of them together; of an op
+            that moves entries those of its data, without saying so here (see `linear_in`).
         adds: Whether terms of either sign are added, so that they may cancel.
         sums: Whether it adds up entries of its first argument along dimensions, all with the same
             weight.
@@ -135,6 +140,7 @@ class Traits:
         poles: Where it is infinite or undefined.
         piecewise_constant: Whether its slope is 0 wherever it has one.
         stays: Whether its result does not depend on the values of its arguments at all.
+        reads_ties: Whether its doubt asks for the labels of exact ties.
         last_wins: Whether one place may be written several times, and any of the writes may win.
         nondeterministic_on_cuda: Whether torch lists it under `use_deterministic_algorithms` as
             one that raises on CUDA.
@@ -150,18 +156,25 @@ class Traits:
     chooses: bool = False
     entrywise: bool = False
     product: Product | None = None
+    linear: tuple[int, ...] = ()
     adds: bool = False
     sums: bool = False
     largest: bool = False
     poles: Poles | None = None
     piecewise_constant: bool = False
     stays: bool = False
+    reads_ties: bool = False
     last_wins: bool = False
     nondeterministic_on_cuda: bool = False
     activation_backward: bool = False
     normalizes: bool = False
     autocast: Autocast = Autocast.AS_GIVEN
     kernel: Kernel = PLAIN
+
+    @property
+    def linear_in(self) -> tuple[int, ...]:
+        """Positions of the arguments in which it is linear, all of them together."""
+        return self.linear if self.moves is None else self.moves.data
 
     @property
     def only_moves(self) -> bool:

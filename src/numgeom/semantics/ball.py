@@ -32,7 +32,7 @@ from numgeom.semantics.decisions import (
     margin_of_call,
     margin_of_sign,
 )
-from numgeom.semantics.twins import TIE_OPS, Twins
+from numgeom.semantics.twins import Twins
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class BallWalk(ProgramInterpreter):
         return Enclosure(call.y, tuple(radii), tuple(found))
 
     def _note_ties(self, node: fx.Node, op: Op, decision: Tensor | None) -> None:
-        if decision is not None and op.name in TIE_OPS:
+        if decision is not None and op.traits.reads_ties:
             self.undecided[node] = int(decision.sum())
 
     def _count_doubts(self, node: fx.Node, call: Evaluation) -> None:

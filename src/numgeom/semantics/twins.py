@@ -33,7 +33,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, fx
 
-from numgeom.ops.table import functional_name
+from numgeom.ops.kinks import Where
+from numgeom.ops.table import functional_name, kinks_of, traits_of
+from numgeom.ops.traits import Moves
 
 COLLISION_PROBABILITY = 1e-15
 """Upper bound of the probability that some label of one walk is wrong."""
@@ -43,40 +45,6 @@ HALF = PRIME // 2
 EVALUATIONS = 6  # of each sum: two codes of three residues each
 _SEED = 0x7E1  # apart from the seeds of probes
 
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Ops whose decision may be a certain tie: they ask for the labels of what they compare.
-TIE_OPS = _names(
-    "max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d "
-    "argmax argmin max min"
-)
-
-_POOLS = frozenset(name for name in TIE_OPS if "pool" in name)
-
-# An entry of y is a function of the entries of the arguments at its place, broadcast. Those that
-# tell -0.0 from 0.0 over the reals (atan2) are not here.
-_ELEMENTWISE = _names(
-    "add sub rsub mul div addcmul addcdiv lerp floor ceil round trunc sign eq ne lt le gt ge neg "
-    "abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal square pow sin cos tan asin "
-    "acos atan sinh cosh tanh asinh acosh atanh sigmoid erf erfc gelu silu mish softplus elu celu "
-    "hardsigmoid hardswish hardshrink softshrink leaky_relu relu maximum minimum clamp clamp_min "
-    "clamp_max hardtanh threshold logical_and logical_or logical_not where masked_fill"
-)
-
-# The first argument (or its members) is moved; the rest says where to. Gaps are filled with zeros.
-_MOVES = _names(
-    "view _unsafe_view _reshape_alias permute transpose t expand squeeze unsqueeze unfold "
-    "pixel_shuffle pixel_unshuffle channel_shuffle slice select diagonal split split_with_sizes "
-    "chunk unbind clone alias detach contiguous repeat flip roll cat stack tril triu "
-    "constant_pad_nd gather index_select index _unsafe_index embedding take"
-)
-_RESHAPES = frozenset(("view", "_unsafe_view", "_reshape_alias"))
-
-_MATRICES = _names("mm bmm mv dot matmul addmm addmv baddbmm")
-_SUMS = frozenset(("sum", "mean", "amax", "amin"))  # their terms have no order
 
 _UNCERTAIN = object()
 
@@ -213,13 +181,14 @@ class Twins:
             if source.value.is_floating_point() and found.value.is_floating_point():
                 return source.labels
             return self._elementwise(args[:1], found.value.shape)
-        if name in _ELEMENTWISE:
+        if _is_entrywise(name):
             return self._elementwise((*args, *kwargs.values()), found.value.shape)
-        if name in _MOVES:
-            return self._moved(name, target, args, kwargs)
-        if name in _POOLS:
+        known = traits_of(name)
+        if known.moves is not None and _is_followed(known.moves):
+            return self._moved(name, target, args, kwargs, found.value)
+        if known.reads_ties and "pool" in name:
             return self._pooled(args[0].labels, found, 3 if "3d" in name else 2)
-        if name in _SUMS and isinstance(args[0], Known):
+        if (known.sums or name in ("amax", "amin")) and isinstance(args[0], Known):
             return self._summed(args, kwargs, found.value)
         product = _product(name, target, args)
         return None if product is None else self._multiplied(product, found.value.shape)
@@ -233,7 +202,7 @@ class Twins:
         return self._numbered([c.expand(shape) for c in columns])
 
     def _moved(
-        self, name: str, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, name: str, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], y: Any
     ) -> Any:
         several = isinstance(args[0], (list, tuple))
         labels: Any = [a.labels for a in args[0]] if several else args[0].labels
@@ -241,13 +210,23 @@ class Twins:
         if rest is _UNCERTAIN:
             return None
         where, named = rest
-        if name in _RESHAPES:
-            return None if isinstance(where[0], torch.dtype) else labels.reshape(where[0])
+        if any(isinstance(w, torch.dtype) for w in where):
+            return None  # the bits are read as other numbers
+        moves = traits_of(name).moves
+        assert moves is not None
+        if isinstance(y, (list, tuple)) and not moves.parts:
+            return None  # some results are no moved entries
+        if moves.in_order:
+            assert isinstance(y, Tensor)
+            return labels.reshape(y.shape)
         if name == "constant_pad_nd":
             value = where[1] if len(where) > 1 else named.get("value", 0)
             fill = 0 if value == 0 else int(self._alone(torch.Size([1])))
             return target(labels, where[0], fill)
-        return target(labels, *where, **named)
+        try:
+            return target(labels, *where, **named)
+        except (RuntimeError, NotImplementedError):  # torch does not move integers like this
+            return None
 
     def _pooled(self, labels: Tensor, found: Known, dims: int) -> Any:
         """Labels of the winners; the indices are numbered by value or not at all."""
@@ -307,6 +286,20 @@ class Twins:
         return lambda i: residues[i][places]
 
 
+def _is_entrywise(name: str) -> bool:
+    """Whether an entry is a function of the entries of the arguments at its place.
+
+    Where a branch of the function ends, -0.0 may be told from 0.0 (atan2).
+    """
+    kinks = kinks_of(name)
+    return traits_of(name).entrywise and kinks is not None and kinks.where is not Where.CUT
+
+
+def _is_followed(moves: Moves) -> bool:
+    """Whether labels go where entries go: gaps are zeros, and no layout of memory is meant."""
+    return moves.data == (0,) and not (moves.signed or moves.casts or moves.in_memory)
+
+
 def _codes(sums: list[Tensor]) -> list[Tensor]:
     """Three residues in one integer: p^3 < 2^57."""
     rest = [s.to(torch.int64).remainder(PRIME) for s in sums]
@@ -315,12 +308,12 @@ def _codes(sums: list[Tensor]) -> list[Tensor]:
 
 def _product(name: str, target: Any, args: tuple[Any, ...]) -> _Product | None:
     """A sum of products in terms of its factors; None for other ops."""
-    if name in _MATRICES:
-        first = 1 if name in ("addmm", "addmv", "baddbmm") else 0
-        a, b = args[first].labels, args[first + 1].labels
+    product = traits_of(name).product
+    if product is not None and product.is_matrix:
+        a, b = args[product.left].labels, args[product.right].labels
         if a is None or b is None or a.dim() == 0:
             return None
-        addend = args[0].labels if first else None
+        addend = None if product.added is None else args[product.added].labels
         return _Product(a, b, torch.matmul, a.shape[-1], addend)
     if name != "convolution":
         return None
