@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from numgeom.diagnosis.cures import cures
 from numgeom.diagnosis.reading import source_of
 from numgeom.diagnosis.rederive import rederive
 from numgeom.diagnosis.result import Finding, Kind, Severity
@@ -46,7 +47,7 @@ class DifferenceDetector:
                 before = compare(trace.result.computed, exact).of_gradients
                 after = compare(again, exact).of_gradients
                 evidence |= {"error_before": before, "error_after": after}
-                verified = after < 0.5 * before
+                verified = cures(before, after)
             yield Finding(
                 kind=Kind.FINITE_DIFFERENCE,
                 severity=Severity.WARNING,

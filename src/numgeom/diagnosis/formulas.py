@@ -1,8 +1,10 @@
 """Where does a step use a formula that has a stable form, and does the stable form help?
 
 Formulas whose stable form is a drop-in replacement are reported wherever they stand; others where
-the numbers of this step show that they suffer. The stable form is put in the place of the call, the
-step differentiated again in the recorded formats, and the errors before and after compared.
+the numbers of this step show that they suffer. A form that is another function on these data or on
+data near them is not proposed (`numgeom.diagnosis.same_function`). The stable form is put in the
+place of the call, the step differentiated again in the recorded formats, and the errors before and
+after compared: a remedy is verified if it is the same function and the error falls.
 """
 
 import math
@@ -13,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from numgeom.diagnosis.cures import cures
 from numgeom.diagnosis.match import Match
 from numgeom.diagnosis.patterns import matches
 from numgeom.diagnosis.poles import at_a_pole
 from numgeom.diagnosis.rederive import rederive
 from numgeom.diagnosis.result import Finding, Kind, Severity
+from numgeom.diagnosis.same_function import agreement
 from numgeom.diagnosis.trace import (
-    Errors,
     Observation,
     Trace,
     compare,
@@ -93,45 +96,37 @@ class FormulaDetector:
             u = trace.observations[match.node].format.unit_roundoff
             if not match.always and not error > _SUFFERS * u:
                 continue
+            compared = agreement(trace.program, match)
+            if compared.differs:
+                continue  # the formula only looks like the one that has this stable form
             told.add(key)
             same = [m for m in self._matches if (m.name, place(m.node)["source"]) == key]
-            yield self._finding(trace, same, error)
+            trial = _try(trace, same)
+            cured = trial is not None and cures(trial.before, trial.after)
+            yield _finding(same, error, trial, verified=compared.is_same and cured)
         if trace.is_finite:
             yield from self._at_the_edge(trace)
         else:
             yield from self._at_poles(trace)
 
     def _at_poles(self, trace: Trace) -> Iterator[Finding]:
-        """Yield the calls at a pole of theirs, if keeping away from it makes the step finite."""
+        """Yield the call at a pole of it, if keeping away from it cures the step.
+
+        Where the reference is at the pole, too, a finite step is a cure; where rounding or
+        underflow alone led there, the error against the reference must fall.
+        """
         known = {match.node for match in self._matches}
         poles = [match for match in self._poles if match.node not in known]
+        at_reference_too = not _is_finite(trace.result.reference)
         for match in poles[:_POLES_TRIED]:
-            found = self._finding(trace, [match], math.nan)
-            if found.verified:
-                yield found
+            if not agreement(trace.program, match).is_same:
+                continue
+            trial = _try(trace, [match])
+            if trial is None or not trial.is_finite:
+                continue
+            if at_reference_too or cures(trial.before, trial.after):
+                yield _finding([match], math.nan, trial, verified=True)
                 return
-
-    def _finding(self, trace: Trace, same: list[Match], error: float) -> Finding:
-        match = same[0]
-        evidence: dict[str, Any] = {"formula": match.name, "times": len(same)}
-        if not math.isnan(error):
-            evidence["rel_error_of_result"] = error
-        verified = False
-        trial = _try(trace, same)
-        if trial is not None:
-            before, after = trial
-            evidence |= {"error_before": _worst(before), "error_after": _worst(after)}
-            verified = _worst(after) < 0.5 * _worst(before)
-        return Finding(
-            kind=Kind.UNSTABLE_FORMULA,
-            severity=Severity.WARNING,
-            **place(match.node),
-            evidence=evidence,
-            explanation=f"{match.name} overflows, underflows, cancels or meets a pole where its "
-            "stable form does not.",
-            remedy=f"Write {match.advice}.",
-            verified=verified,
-        )
 
     def _divide(self, call: Call, seen: Observation) -> None:
         above, below = call.argument(0), call.argument(1)
@@ -183,15 +178,23 @@ def _holds_zero(call: Call, pole: Match) -> bool:
     return isinstance(value, Tensor) and bool((value == 0).any())
 
 
-def _worst(errors: Errors) -> float:
-    values = (errors.of_gradients, errors.loss)
-    return math.inf if any(math.isnan(v) for v in values) else max(values)
+# -- the trial -------------------------------------------------------------------------------
 
 
-def _try(trace: Trace, same: list[Match]) -> tuple[Errors, Errors] | None:
-    """The errors without and with the stable form; None if they cannot be compared.
+@dataclass(frozen=True)
+class _Trial:
+    """The relative error of a step without and with a stable form; infinite where not finite."""
 
-    Both against the stable form in float64, since there too the formula itself may fail.
+    before: float
+    after: float
+    is_finite: bool  # with it
+
+
+def _try(trace: Trace, same: list[Match]) -> _Trial | None:
+    """Differentiate the step again with the stable form; None if that cannot be compared.
+
+    Both runs are compared with the stable form in float64, since there too the formula itself may
+    fail.
     """
     program = trace.program
     replaced = {match.node: match.stable for match in same}
@@ -203,14 +206,40 @@ def _try(trace: Trace, same: list[Match]) -> tuple[Errors, Errors] | None:
     after = rederive(program, dtype=None, replaced=replaced)
     if after is None or reference is None:
         return None
-    return _guarded(trace.result.computed, reference), _guarded(after, reference)
+    before = _error(trace.result.computed, reference)
+    return _Trial(before, _error(after, reference), _is_finite(after))
 
 
-def _guarded(computed: Replay, reference: Replay) -> Errors:
-    tensors = [t for t in (computed.loss, *computed.gradients.values()) if t is not None]
-    if not all(bool(torch.isfinite(t).all()) for t in tensors):
-        return Errors(math.inf, math.inf, math.inf)
-    return compare(computed, reference)
+def _error(computed: Replay, reference: Replay) -> float:
+    if not _is_finite(computed):
+        return math.inf
+    errors = compare(computed, reference)
+    values = (errors.of_gradients, errors.loss)
+    return math.inf if any(math.isnan(v) for v in values) else max(values)
+
+
+def _is_finite(run: Replay) -> bool:
+    tensors = [t for t in (run.loss, *run.gradients.values()) if t is not None]
+    return all(bool(torch.isfinite(t).all()) for t in tensors)
+
+
+def _finding(same: list[Match], error: float, trial: _Trial | None, *, verified: bool) -> Finding:
+    match = same[0]
+    evidence: dict[str, Any] = {"formula": match.name, "times": len(same)}
+    if not math.isnan(error):
+        evidence["rel_error_of_result"] = error
+    if trial is not None:
+        evidence |= {"error_before": trial.before, "error_after": trial.after}
+    return Finding(
+        kind=Kind.UNSTABLE_FORMULA,
+        severity=Severity.WARNING,
+        **place(match.node),
+        evidence=evidence,
+        explanation=f"{match.name} overflows, underflows, cancels or meets a pole where its "
+        "stable form does not.",
+        remedy=f"Write {match.advice}.",
+        verified=verified,
+    )
 
 
 # -- how wrong the formula's own result is ---------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from numgeom.arithmetic.printing import lower_short, nearest_short
+from numgeom.diagnosis.cures import cures
 from numgeom.diagnosis.result import Finding, Kind, Severity
 from numgeom.diagnosis.scaling import loss_seeds, try_scale
 from numgeom.diagnosis.trace import Observation, Trace, argument, op_name, outputs, phase_of, place
@@ -45,7 +46,7 @@ class LossScaleDetector:
             return
         for exponent in _EXPONENTS:
             trial = try_scale(trace, 2.0**-exponent)
-            if not math.isfinite(trial.after):
+            if not cures(math.inf, trial.after):
                 continue
             now = present_scale(trace.program)
             yield Finding(

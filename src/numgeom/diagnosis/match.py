@@ -19,6 +19,10 @@ class Match:
         advice: The stable form as a person writes it.
         always: Whether it is reported wherever it stands, since the stable form is a drop-in
             replacement; else only where the numbers show that it suffers.
+        differs_at_zero: Whether the stable form is meant to differ where what it reads is 0, a
+            pole of the formula.
+        unguarded: The formula without a safeguard of its own, such as a clamped logarithm; the
+            stable form is compared with it, and the advice says so. None: the call itself.
     """
 
     name: str
@@ -27,3 +31,5 @@ class Match:
     stable: Formula
     advice: str
     always: bool = False
+    differs_at_zero: bool = False
+    unguarded: Formula | None = None

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, fx
 
 from numgeom.certificate.nonfinite import NonFinite, first_nonfinite
+from numgeom.diagnosis.loss_scales import present_scale
 from numgeom.diagnosis.result import Finding, Kind, Severity
 from numgeom.diagnosis.trace import Observation, Trace, op_name, place, traits
+from numgeom.diagnosis.wider import run_in_more_range
 from numgeom.ops.table import traits_of
 from numgeom.semantics.lockstep import Call
 
@@ -91,8 +93,50 @@ class NonFiniteDetector:
             **where,
             evidence=evidence,
             explanation=end.describe(),
-            remedy=_remedy(kind, where, seen, end.seen_in),
+            remedy=self._remedy(trace, kind, where, node, end.seen_in),
         )
+
+    def _remedy(
+        self,
+        trace: Trace,
+        kind: Kind,
+        where: dict[str, Any],
+        node: fx.Node | None,
+        seen_in: str,
+    ) -> str:
+        if kind is Kind.NONFINITE_INPUT:
+            return "Check the data and the last update: assert torch.isfinite(x).all()."
+        observed = trace.observations.get(node) if node is not None else None
+        seen = self._seen.get(node) if node is not None else None
+        wider = run_in_more_range(None if observed is None else observed.format)
+        if seen is not None and seen.without_entries:
+            return (
+                "The batch or the selection is empty: skip the step when there is nothing to "
+                "average."
+            )
+        if kind is Kind.OVERFLOW:
+            backward = where["phase"] == "backward" and seen_in == "computed"
+            if backward and present_scale(trace.program) > 1.0:
+                return f"Lower the loss scale{wider}."
+            if "exp" in where["op"]:
+                return (
+                    "Subtract the maximum first, or use the closed form: logsumexp, log_softmax, "
+                    "softplus, sigmoid; clamp the exponent where none fits."
+                )
+            return f"Rescale or normalise before this call{wider}."
+        if seen is not None and seen.divisor_vanished:
+            return (
+                "The number is not zero but too small for its format: scale the data before it is "
+                "squared, multiplied or exponentiated, such as by dividing by the largest entry, "
+                f"use torch.hypot for sqrt(x**2 + y**2), work with logarithms{wider}."
+            )
+        if where["phase"] == "backward":
+            return (
+                "The derivative has a pole here. Keep the argument away from it before the call: "
+                "torch.sqrt(x + eps), x.clamp_min(eps); masking the result afterwards with "
+                "torch.where does not help, mask the argument."
+            )
+        return "Keep the argument inside the domain: x.clamp_min(eps), or a mask on the argument."
 
     def _node(self, found: NonFinite) -> fx.Node | None:
         wanted = {"op": found.name, "module": found.module, "phase": found.phase}
@@ -142,33 +186,3 @@ def _has_nonfinite(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.is_floating_point() and not bool(torch.isfinite(value.float()).all())
     return isinstance(value, (list, tuple)) and any(_has_nonfinite(item) for item in value)
-
-
-def _remedy(kind: Kind, where: dict[str, Any], seen: _Seen | None, seen_in: str) -> str:
-    if kind is Kind.NONFINITE_INPUT:
-        return "Check the data and the last update: assert torch.isfinite(x).all()."
-    if seen is not None and seen.without_entries:
-        return (
-            "The batch or the selection is empty: skip the step when there is nothing to average."
-        )
-    if kind is Kind.OVERFLOW:
-        if where["phase"] == "backward" and seen_in == "computed":
-            return "Lower the loss scale, or keep this part in a format with more range (bfloat16)."
-        if "exp" in where["op"]:
-            return (
-                "Subtract the maximum first, or use the closed form: logsumexp, log_softmax, "
-                "softplus, sigmoid; clamp the exponent where none fits."
-            )
-        return "Rescale or normalise before this call, or run it in float32 or bfloat16."
-    if seen is not None and seen.divisor_vanished:
-        return (
-            "The number is not zero but too small for its format: work with logarithms, or in "
-            "float32."
-        )
-    if where["phase"] == "backward":
-        return (
-            "The derivative has a pole here. Keep the argument away from it before the call: "
-            "torch.sqrt(x + eps), x.clamp_min(eps); masking the result afterwards with torch.where "
-            "does not help, mask the argument."
-        )
-    return "Keep the argument inside the domain: x.clamp_min(eps), or a mask on the argument."

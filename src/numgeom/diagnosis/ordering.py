@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from numgeom.diagnosis.cures import cures
 from numgeom.diagnosis.result import Finding, Kind, Severity
 from numgeom.diagnosis.trace import (
     Errors,
@@ -54,7 +55,7 @@ class OrderDetector:
         before = _largest(trace.errors)
         wide = _run(_Reordered(trace.program, [node], widen=True))
         after = math.inf if wide is None else _largest(compare(wide, trace.result.reference))
-        verified = after < 0.5 * before
+        verified = cures(before, after)
         yield Finding(
             kind=Kind.ORDER_DEPENDENCE,
             severity=Severity.WARNING,

@@ -46,7 +46,7 @@ def _log_softmax(node: fx.Node) -> Match | None:
     def stable(values: Values) -> Tensor:
         return along(way, F.log_softmax(values[x], dim=dim), values)
 
-    advice = "torch.log_softmax(x, dim), or F.cross_entropy(x, target)"
+    advice = f"torch.log_softmax(x, {dim}), or F.cross_entropy(x, target)"
     return Match("log(softmax(x))", node, (x,), stable, advice, always=True)
 
 
@@ -86,7 +86,8 @@ def _log_one_plus(node: fx.Node) -> Match | None:
         def softplus(values: Values) -> Tensor:
             return along(path, F.softplus(values[x], threshold=40.0), values)
 
-        return Match("log(1 + exp(x))", node, (x,), softplus, "F.softplus(x)", always=True)
+        advice = "F.softplus(x, threshold=40)"  # the default, 20, changes values in float64
+        return Match("log(1 + exp(x))", node, (x,), softplus, advice, always=True)
     if op_name(node) == "log1p":
         return None
 
@@ -140,7 +141,14 @@ def _log_sum_exp(node: fx.Node) -> Match | None:
         return along(way, found, values)
 
     name = "log(sum(exp(x)))" if weight is None else "log(sum(w * exp(x)))"
-    advice = "torch.logsumexp(x, dim)" if weight is None else "torch.logsumexp(x + log(w), dim)"
+    exponent = "x" if weight is None else "(x + torch.log(w))"
+    if dims is None:
+        exponent, dims_said = f"{exponent}.flatten()", "0" + ", keepdim=True" * keep
+    else:
+        dims_said = _said(dims, keep)
+    advice = f"torch.logsumexp({exponent}, {dims_said})"
+    if averaged:
+        advice += " - math.log(n), n the number of terms"
     reads = (x,) if weight is None else (x, weight)
     return Match(name, node, reads, stable, advice, always=True)
 
@@ -158,7 +166,8 @@ def _log_prod(node: fx.Node) -> Match | None:
         found = logs.sum() if dim is None else logs.sum(dim, keepdim=keep)
         return along(way, found, values)
 
-    return Match("log(prod(x))", node, (x,), stable, "torch.log(x).sum(dim)", always=True)
+    advice = f"torch.log(x).sum({'' if dim is None else _said([dim], keep)})"
+    return Match("log(prod(x))", node, (x,), stable, advice, always=True)
 
 
 def _log_exp(node: fx.Node) -> Match | None:
@@ -187,13 +196,22 @@ def _naive_softmax(node: fx.Node) -> Match | None:
         return None
     x = argument(top, 0)
     dims, _keep = reduced(bottom)
-    if dims is None or len(dims) != 1:
+    if dims is None or len(dims) != 1 or not _divides_rows(top, argument(node, 1), dims[0]):
         return None
 
     def stable(values: Values) -> Tensor:
         return torch.softmax(values[x], dims[0])
 
-    return Match("exp(x) / sum(exp(x))", node, (x,), stable, "torch.softmax(x, dim)", always=True)
+    advice = f"torch.softmax(x, {dims[0]})"
+    return Match("exp(x) / sum(exp(x))", node, (x,), stable, advice, always=True)
+
+
+def _divides_rows(top: fx.Node, bottom: fx.Node, dim: int) -> bool:
+    """Whether sums over one dimension meet the entries that they are sums of, when broadcast."""
+    shape = list(top.meta["tensors"][()].shape)
+    sums = list(bottom.meta["tensors"][()].shape)
+    shape[dim] = 1
+    return [1] * (len(shape) - len(sums)) + sums == shape
 
 
 def _naive_sigmoid(node: fx.Node) -> Match | None:
@@ -204,11 +222,16 @@ def _naive_sigmoid(node: fx.Node) -> Match | None:
     if op_name(source) != "exp" or way or is_bounded_above(argument(source, 0)):
         return None
     x = argument(source, 0)
+    if op_name(x) == "neg":
+        x, sign = argument(x, 0), ""
+    else:
+        sign = "-"
 
     def stable(values: Values) -> Tensor:
-        return torch.sigmoid(-values[x])
+        return torch.sigmoid(-values[x] if sign else values[x])
 
-    return Match("1 / (1 + exp(-x))", node, (x,), stable, "torch.sigmoid(x)")
+    name = "1 / (1 + exp(x))" if sign else "1 / (1 + exp(-x))"
+    return Match(name, node, (x,), stable, f"torch.sigmoid({sign}x)")
 
 
 # -- differences ---------------------------------------------------------------------------
@@ -223,21 +246,26 @@ def _one_minus(node: fx.Node) -> Match | None:
     else:
         return None
     source, way = source_of(inner)
-    forms: dict[str, tuple[str, str, Callable[[Tensor], Tensor]]] = {
-        "cos": ("1 - cos(x)", "2 * torch.sin(x / 2) ** 2", lambda x: 2 * torch.sin(x / 2) ** 2),
-        "exp": ("1 - exp(x)", "-torch.expm1(x)", lambda x: -torch.expm1(x)),
-        "sigmoid": ("1 - sigmoid(x)", "torch.sigmoid(-x)", lambda x: torch.sigmoid(-x)),
-        "cosh": ("1 - cosh(x)", "-2 * torch.sinh(x/2)**2", lambda x: -2 * torch.sinh(x / 2) ** 2),
-    }
-    if op_name(source) not in forms:
+    if op_name(source) not in _NEAR_ONE:
         return None
-    name, advice, form = forms[op_name(source)]
+    name, advice, form = _NEAR_ONE[op_name(source)]
     x = argument(source, 0)
 
     def stable(values: Values) -> Tensor:
         return along(way, sign * form(values[x]), values)
 
-    return Match(name, node, (x,), stable, advice)
+    # "-a" is the negative of "a", and the other way round.
+    said = advice if sign > 0.0 else advice[1:] if advice.startswith("-") else f"-{advice}"
+    return Match(name, node, (x,), stable, said)
+
+
+# One minus a function that is near one at small arguments: without the difference.
+_NEAR_ONE: dict[str, tuple[str, str, Callable[[Tensor], Tensor]]] = {
+    "cos": ("1 - cos(x)", "2 * torch.sin(x / 2) ** 2", lambda x: 2 * torch.sin(x / 2) ** 2),
+    "exp": ("1 - exp(x)", "-torch.expm1(x)", lambda x: -torch.expm1(x)),
+    "sigmoid": ("1 - sigmoid(x)", "torch.sigmoid(-x)", lambda x: torch.sigmoid(-x)),
+    "cosh": ("1 - cosh(x)", "-2 * torch.sinh(x / 2) ** 2", lambda x: -2 * torch.sinh(x / 2) ** 2),
+}
 
 
 def _variance(node: fx.Node) -> Match | None:
@@ -254,6 +282,8 @@ def _variance(node: fx.Node) -> Match | None:
     mean = source_of(mean)[0]
     if op_name(mean) != "mean" or not same(source_of(argument(mean, 0))[0], source_of(x)[0]):
         return None
+    if reduced(mean) != reduced(mean_square):
+        return None
     dims, keep = reduced(mean_square)
 
     def stable(values: Values) -> Tensor:
@@ -261,7 +291,9 @@ def _variance(node: fx.Node) -> Match | None:
         over = list(range(v.dim())) if dims is None else dims
         return (v - v.mean(over, keepdim=True)).square().mean(over, keepdim=keep)
 
-    return Match("mean(x**2) - mean(x)**2", node, (x,), stable, "x.var(dim, correction=0)")
+    over = "" if dims is None else f"{_said(dims, keep=False)}, "
+    advice = f"x.var({over}correction=0{', keepdim=True' * keep})"
+    return Match("mean(x**2) - mean(x)**2", node, (x,), stable, advice)
 
 
 def _cross_entropy_of_sigmoid(node: fx.Node) -> Match | None:
@@ -279,8 +311,30 @@ def _cross_entropy_of_sigmoid(node: fx.Node) -> Match | None:
             logits, values[target], weights, reduction=reduction
         )
 
-    advice = "F.binary_cross_entropy_with_logits(x, target)"
-    return Match("binary_cross_entropy(sigmoid(x))", node, (x, target), stable, advice)
+    options = ", weight" if isinstance(weight, fx.Node) else ""
+    options += f", reduction='{reduction}'" if reduction != "mean" else ""
+
+    def unguarded(values: Values) -> Tensor:
+        p, t = values[argument(node, 0)], values[target]
+        terms = -(t * p.log() + (1 - t) * (1 - p).log())
+        terms = terms * values[weight] if isinstance(weight, fx.Node) else terms
+        return {"none": terms, "sum": terms.sum(), "mean": terms.mean()}[reduction]
+
+    return Match(
+        "binary_cross_entropy(sigmoid(x))",
+        node,
+        (x, target),
+        stable,
+        f"F.binary_cross_entropy_with_logits(x, target{options}), whose logarithms are not clamped "
+        "at -100",
+        unguarded=unguarded,
+    )
+
+
+def _said(dims: list[int], keep: bool) -> str:
+    """Dimensions as a person writes them."""
+    over = str(tuple(dims)) if len(dims) > 1 else str(dims[0])
+    return over + ", keepdim=True" * keep
 
 
 # -- the table ------------------------------------------------------------------------------

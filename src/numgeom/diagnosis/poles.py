@@ -30,7 +30,11 @@ def at_a_pole(node: fx.Node) -> Match | None:
             over = list(range(v.dim())) if dims is None else dims
             return (v.square().sum(over, keepdim=keep) + _tiny(v)).sqrt()
 
-        return Match("norm(x) at x = 0", node, (x,), norm, "(x.square().sum(dim) + eps).sqrt()")
+        advice = "(x.square().sum(dim) + eps).sqrt()"
+        return Match("norm(x) at x = 0", node, (x,), norm, advice, differs_at_zero=True)
+    exponent = argument(node, 1)
+    if name == "pow" and isinstance(exponent, (int, float)) and exponent >= 1:
+        return None  # value and slope are finite at 0
     position = poles.argument
     critical = argument(node, position)
     if not isinstance(critical, fx.Node):
@@ -49,7 +53,7 @@ def at_a_pole(node: fx.Node) -> Match | None:
         kept = "d.clamp_min(eps)"
         advice = f"x / {kept}" if name == "div" else f"{name}(x, {kept})"
         title = "x / d at d = 0" if name == "div" else f"{name}(x, d) at d = 0"
-    return Match(title, node, (critical,), away, advice)
+    return Match(title, node, (critical,), away, advice, differs_at_zero=True)
 
 
 def _tiny(x: Tensor) -> float:

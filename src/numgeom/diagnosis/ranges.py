@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, fx
 
 from numgeom.arithmetic.printing import nearest_short, percent
+from numgeom.diagnosis.loss_scales import present_scale
 from numgeom.diagnosis.result import Finding, Kind, Severity
 from numgeom.diagnosis.scaling import try_loss_scale
 from numgeom.diagnosis.trace import Observation, Trace, ancestors, norm, outputs, phase_of, place
+from numgeom.diagnosis.wider import run_in_more_range
 from numgeom.semantics.lockstep import Call
 
 # A value whose norm loses this part below the normal range of its format underflows.
@@ -81,8 +83,9 @@ class RangeDetector:
                 },
                 explanation="The largest entries are within a factor of two of the largest "
                 "number of the format: a slightly larger batch or step makes them infinite.",
-                remedy="Rescale or normalise before this call, or use a format with more range "
-                "(bfloat16, float32); in the backward pass, lower the loss scale.",
+                remedy="Rescale or normalise before this call"
+                f"{run_in_more_range(trace.observations[node].format)}"
+                f"{'; or lower the loss scale' * (present_scale(trace.program) > 1.0)}.",
             )
             return  # the first one says it
 
@@ -108,9 +111,12 @@ class RangeDetector:
         }
         severe = not shares or worst >= _LOST_WHOLLY
         verified = False
-        remedy = "Rescale before this call, work with logarithms, or run it in a wider format."
+        wider = run_in_more_range(trace.observations[node].format)
+        remedy = (
+            "Rescale before this call, such as by dividing by the largest entry and multiplying "
+            f"back, or work with logarithms{wider}."
+        )
         if phase_of(node) == "backward":
-            remedy = "Scale the loss, or use a format with more range (bfloat16, float32)."
             trial = try_loss_scale(trace)
             if trial is not None:
                 evidence |= {

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from numgeom.diagnosis.cures import cures
 from numgeom.diagnosis.trace import Trace, compare, op_name, outputs, phase_of
 from numgeom.recording import Program, Replay
 from numgeom.recording.replay import ProgramInterpreter
@@ -29,8 +30,8 @@ class ScaleTrial:
 
     @property
     def helps(self) -> bool:
-        """Whether the error becomes half as large, or less."""
-        return self.after <= 0.5 * self.before
+        """Whether the error becomes clearly smaller, and small."""
+        return cures(self.before, self.after)
 
 
 def try_loss_scale(trace: Trace) -> ScaleTrial | None:
