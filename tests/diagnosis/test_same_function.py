@@ -186,3 +186,15 @@ def test_a_loss_scale_that_was_tried_in_vain_is_not_offered() -> None:
         assert not in_vain, finding
     assert any("escale" in finding.remedy for finding in found)
     assert not diagnose(of_tiny(1e-14), angle, None)
+
+
+def test_the_products_inside_of_one_derivative_are_no_layers() -> None:
+    """A tiny, well separated matrix: its singular values' second derivative is large and right."""
+    a = torch.tensor([[4.0, 1, 0], [1, 3, 1], [0, 1, 2]]) * 1e-20
+    weights = torch.arange(1.0, 10.0).reshape(3, 3)
+
+    def loss(m: Any, b: None) -> Tensor:
+        (g,) = torch.autograd.grad(torch.linalg.svdvals(m.w).sum(), m.w, create_graph=True)
+        return (g * weights).sum()
+
+    assert not diagnose(Weights(a), loss, None)

@@ -37,15 +37,30 @@ def softplus_slope(beta: Any, threshold: Any) -> Function:
     return lambda v: ONE if is_less(t, v * b) else sigmoid(v * b)
 
 
-def elu(alpha: Any, scale: Any, input_scale: Any) -> Function:
+# SELU's two numbers, as its documentation gives them.
+_SELU = ("1.6732632423543772848170429916717", "1.0507009873554804934193349852946")
+
+
+def _factors(alpha: Any, scale: Any, input_scale: Any) -> tuple[arb, arb, arb]:
+    """The numbers of ELU, SELU and CELU, from those that torch hands to one kernel."""
     a, s, i = real(alpha), real(scale), real(input_scale)
+    selu = (arb(_SELU[0]), arb(_SELU[1]))  # in the present precision
+    if all(abs(x - y) < arb(2) ** -50 for x, y in zip((a, s), selu, strict=True)):
+        return *selu, i
+    if s == 1 and a > 0 and abs(i * a - 1) < arb(2) ** -22:
+        i = ONE / a  # celu, whose slope is exp(x / alpha); torch rounds 1 / alpha to float32
+    return a, s, i
+
+
+def elu(alpha: Any, scale: Any, input_scale: Any) -> Function:
+    a, s, i = _factors(alpha, scale, input_scale)
     return lambda v: v * s if is_less(ZERO, v) else ((v * i).exp() - 1) * a * s
 
 
 def elu_backward(
     g: Any, alpha: Any, scale: Any, input_scale: Any, is_result: bool, x: Any
 ) -> Numbers:
-    a, s, i = real(alpha), real(scale), real(input_scale)
+    a, s, i = _factors(alpha, scale, input_scale)
 
     def slope(v: arb) -> arb:
         if is_less(ZERO, v):

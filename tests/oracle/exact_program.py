@@ -26,7 +26,7 @@ from tests.oracle.lists import list_op
 from tests.oracle.losses import LOSSES
 from tests.oracle.movement import ADDING_UP, MOVEMENT, MOVES, SAME, SHAPED, added_up, moved
 from tests.oracle.normalization import NORMALIZATION
-from tests.oracle.numbers import Numbers, UnsupportedError, numbers, to_numbers
+from tests.oracle.numbers import Numbers, UnsupportedError, numbers, real, to_numbers
 from tests.oracle.sums import SUMS
 from tests.oracle.windows import WINDOWS
 
@@ -64,6 +64,7 @@ def exact_gradients(program: Program, bits: int = 200) -> dict[str, Numbers]:
 def exact_values(program: Program) -> dict[fx.Node, Any]:
     """The value of every node: `Numbers`, or tensors of integers and decisions."""
     values: dict[fx.Node, Any] = {}
+    meant = derived_numbers(program)
     for node in program.graph.nodes:
         if node.op == "get_attr":
             tensor = program.constants[str(node.target)]
@@ -76,8 +77,34 @@ def exact_values(program: Program) -> dict[fx.Node, Any]:
         else:
             args = fx.node.map_arg(node.args, values.__getitem__)
             options = fx.node.map_arg(node.kwargs, values.__getitem__)
-            values[node] = exact_call(node.target, list(args), dict(options))
+            args = list(args)
+            if node.meta["call"].phase == "backward" and node.target._opname in ("mul", "pow"):
+                args = [meant.get(a, a) if isinstance(a, float) else a for a in args]
+            values[node] = exact_call(node.target, args, dict(options))
     return values
+
+
+def derived_numbers(program: Program) -> dict[float, arb]:
+    """Numbers that derivatives derive from the user's, by their doubles: p - 1, 1 - w, 1 / w.
+
+    The derivative of x^p is p x^(p - 1), and that of lerp has the weight 1 - w; torch hands the
+    rounded difference on.
+    """
+    stated = {
+        float(a)
+        for node in program.graph.nodes
+        if node.op == "call_function" and "call" in node.meta
+        and node.meta["call"].phase != "backward"
+        for a in (*node.args, *node.kwargs.values())
+        if isinstance(a, float) and math.isfinite(a) and a != 0.0
+    }  # fmt: skip
+    meant: dict[float, arb] = {}
+    for w in stated:
+        x = real(w)
+        for rounded, exact in ((w - 1, x - 1), (1 - w, 1 - x), (1 / w, 1 / x)):
+            if rounded not in stated:
+                meant[rounded] = exact
+    return meant
 
 
 def contains(exact: Numbers, middle: Tensor, radius: Tensor) -> float:

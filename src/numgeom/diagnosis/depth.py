@@ -60,7 +60,7 @@ class DepthDetector:
     def findings(self, trace: Trace) -> Iterator[Finding]:
         """Yield a finding if the cotangents vanish or explode."""
         way = _longest_way(trace)
-        stages = _stages(trace, way, _is_contraction)
+        stages = _layers(trace, _stages(trace, way, _is_contraction))
         fewest = _FEWEST_LAYERS
         if not any(_is_contraction(node) for node in trace.program.calls):
             stages, fewest = _repeated(_stages(trace, way, _is_scaling)), _FEWEST_REPEATS
@@ -172,6 +172,20 @@ def _stages(trace: Trace, way: list[fx.Node], counts: Callable[[fx.Node], bool])
             stages.append(_Stage(b, trace.observations[of].norm))
             alone = None
     return stages
+
+
+def _layers(trace: Trace, stages: list[_Stage]) -> list[_Stage]:
+    """The products that differentiate a product.
+
+    The derivative of one decomposition or inverse of a matrix consists of products, too; the sizes
+    that its parts go through say nothing of depth.
+    """
+    made: dict[str, bool] = {}  # whether a line of the forward pass has a product
+    for node in trace.program.calls:
+        if phase_of(node) == "forward":
+            source = place(node)["source"]
+            made[source] = made.get(source, False) or _is_contraction(node)
+    return [stage for stage in stages if made.get(place(stage.node)["source"], True)]
 
 
 def _last_product(way: list[fx.Node], counts: Callable[[fx.Node], bool]) -> fx.Node | None:
