@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from numgeom import Certificate, certify, record
+from numgeom.functionals import track
 from numgeom.recording import Program
 from numgeom.report.table import to_text
 from numgeom.results.guarantee import Guarantee
@@ -346,3 +347,17 @@ def test_torch_is_what_it_was_after_a_recording():
     after = (torch.Tensor.tolist, torch.Tensor.numpy, torch.tensor, torch.Tensor.__deepcopy__)
     assert torch.tensor([1.0]).tolist() == [1.0]
     assert after == before or all(hasattr(f, "__wrapped__") for f in after)
+
+
+@pytest.mark.parametrize("name", ["mask", "if", "tolist"])
+def test_tracking_bounds_nothing_where_a_decision_is_undecided(name):
+    step = Step(UNDECIDED[name][0], torch.float32)
+    with track(step) as tracking:
+        step().backward()
+    assert tracking.guarantee == "NONE"
+    assert math.isinf(tracking.gradients["w"].error_bound)
+    plain = Step(logged, torch.float32)
+    with track(plain) as tracking:
+        plain().backward()
+    assert tracking.guarantee == "PROVED"
+    assert math.isfinite(tracking.gradients["w"].error_bound)

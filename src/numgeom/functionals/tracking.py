@@ -97,7 +97,8 @@ class Tracking:
         """All functionals and bounds, as plain numbers."""
         gradients = {name: self._gradient(name) for name in self.walk.norms}
         found = self.walk
-        guarantee = "NONE" if found.unknown_ops else "CERTIFIED" if found.twins else "PROVED"
+        nothing = bool(found.unknown_ops or found.undecided)
+        guarantee = "NONE" if nothing else "CERTIFIED" if found.twins else "PROVED"
         if guarantee != "NONE" and not support(found.used).holds:
             guarantee = "ESTIMATED"
         modules = {path: self._module(path) for path in self.composition.modules}
@@ -108,7 +109,7 @@ class Tracking:
             modules,
             self.composition.shares(),
             dict(found.unknown_ops),
-            found.doubtful,
+            found.doubtful + sum(int(j.undecided.sum()) for j in found.undecided),
             self._overflow(),
         )
 
@@ -116,7 +117,8 @@ class Tracking:
     def guarantee(self) -> str:
         """PROVED; CERTIFIED where random labels decided ties; NONE where an op has no rule.
 
-        ESTIMATED where the accuracy of an elementary function was not measured on this processor.
+        NONE, too, where a decision of the step may come out otherwise over the reals. ESTIMATED
+        where the accuracy of an elementary function was not measured on this processor.
         """
         return self.result.guarantee
 
@@ -159,6 +161,8 @@ class Tracking:
 
     def _gradient(self, name: str) -> GradientFunctional:
         functional = self._whole.get(name, ErrorFunctional(0.0, self.perturbed.norms[name]))
+        if self.perturbed.undecided:  # with other data the step may be another one
+            functional = ErrorFunctional(functional.stretch, math.inf)
         gradient, error = self.walk.midpoints[name], self.walk.norms[name]
         norm = float(gradient.norm())
         expected = self.composition.expected(name)
@@ -194,6 +198,8 @@ class Tracking:
     def _module(self, path: str) -> ModuleFunctionals:
         within = functools.partial(self.composition.within, path)
         forward, backward = within("forward"), within("backward")
+        if self.perturbed.undecided:
+            forward = backward = None
         both = None if forward is None or backward is None else within()
         return ModuleFunctionals(forward, backward, both, self.composition.own(path))
 

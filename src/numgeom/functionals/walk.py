@@ -153,11 +153,15 @@ def _walk(program: Program, ops: OpTable, input_error: float, *, twins: bool, se
         walker = again if informed else walker
     output: Any = next(n for n in opened.graph.nodes if n.op == "output").args[0]
     gradients: dict[str, fx.Node] = dict(output["gradients"])
+    radii, norms = walker.radii, {name: walker.errors[node] for name, node in gradients.items()}
+    if walker.judged:  # the exact program may be another one
+        radii = {name: torch.full_like(r, math.inf) for name, r in radii.items()}
+        norms = dict.fromkeys(norms, math.inf)
     return Walk(
         opened,
         walker.midpoints,
-        walker.radii,
-        {name: walker.errors[node] for name, node in gradients.items()},
+        radii,
+        norms,
         walker.errors,
         walker.sizes,
         walker.locals,
