@@ -20,7 +20,7 @@ from torch import Tensor
 from numgeom.arithmetic.accuracy import Accuracy
 from numgeom.arithmetic.lower_bounds import next_down
 from numgeom.arithmetic.reliance import accuracy_of
-from numgeom.arithmetic.rounding import TINY, UNIT_ROUNDOFF, next_up
+from numgeom.arithmetic.rounding import TINY, UNIT_ROUNDOFF, all_finite, next_up
 
 Number = float | int
 
@@ -68,6 +68,8 @@ class Interval:
     @classmethod
     def exact(cls, x: Tensor) -> "Interval":
         """The interval that holds x alone; the whole line where x is not finite."""
+        if all_finite(x):
+            return cls(x, x)
         return _interval(torch.where(torch.isfinite(x), x, math.nan), x)
 
     @classmethod
@@ -221,7 +223,8 @@ def growing(
 ) -> Interval:
     """An increasing elementary function of x; `limits` bound its values."""
     relative, constant = _relative_error(name, x.lo.device.type)
-    low, high = function(x.lo), function(x.hi)
+    low = function(x.lo)
+    high = low if x.hi is x.lo else function(x.hi)
     lo = low - (low.abs() * relative + constant)
     hi = high + (high.abs() * relative + constant)
     # Where the kernel overflows nothing is known but the limits.

@@ -6,10 +6,12 @@ The product rule, (da) b + a (db), with a bound of what it rounds; see `tangents
 import torch
 from torch import Tensor
 
-from numgeom.arithmetic.rounding import TINY, UNIT_ROUNDOFF, cover_roundings
+from numgeom.arithmetic.rounding import TINY, UNIT_ROUNDOFF, cover_roundings, gamma_up
 from numgeom.ops.bilinear import Multiply, bilinear_rounding
 from numgeom.ops.entry import Bound
 from numgeom.ops.tangents import Key, Moved, Pushed, Stack, times
+
+_NORMAL = 1e-270  # u times this is far above any number of smallest subnormal ones
 
 
 def bilinear_lanes(
@@ -52,16 +54,27 @@ def _matrix_lanes(a: Tensor, b: Tensor, da: Stack | None, db: Stack | None) -> T
 def product_rounding(
     multiply: Multiply, a: Tensor, b: Tensor, da: Stack | None, db: Stack | None, terms: int
 ) -> Tensor:
-    """Rounding of the product rule, whose terms may be added up in one sum.
+    """Rounding of the product rule, whose terms may be added up in one sum of 2n products.
 
-    gamma_{2m} <= 3 gamma_m as long as m u < 1/4, which holds for every sum that fits in memory.
+    Where every sum of sizes is a normal number, what underflows is far below the rest.
     """
+    size: Tensor | None = None
+    if da is not None:
+        size = multiply(da.size, b.abs())
+    if db is not None:
+        part = multiply(a.abs(), db.size)
+        size = part if size is None else size + part
+    assert size is not None
+    if size.numel() and bool(size.amin() > _NORMAL):
+        relative = gamma_up(2 * terms + 4, UNIT_ROUNDOFF) * (1.0 + 1e-9)
+        return cover_roundings(size, 2 * terms + 6) * relative
     bound: Tensor | None = None
     for left, right in ((None if da is None else da.size, b), (a, None if db is None else db.size)):
         if left is not None and right is not None:
             part = bilinear_rounding(multiply, left, right, terms)
             bound = part if bound is None else bound + part
     assert bound is not None
+    # gamma_{2m} <= 3 gamma_m as long as m u < 1/4, which holds for every sum that fits in memory.
     return bound if da is None or db is None else cover_roundings(bound, 1) * 3.0
 
 
