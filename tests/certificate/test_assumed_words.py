@@ -153,3 +153,11 @@ def test_settings_of_torch_do_not_touch_the_bounds_of_a_recorded_step(
     assert found.total.radius == plain.total.radius
     for name in plain.parameters:
         assert torch.equal(found.entrywise_bound(name), plain.entrywise_bound(name))
+
+
+@pytest.mark.parametrize("method", ["ball", "reference"])
+def test_a_recording_that_nobody_compared_with_the_step_is_an_assumption(method: str) -> None:
+    checked = certify(*subject(), method=method)
+    unchecked = certify(*subject(), method=method, check_replay=False)
+    (more,) = set(unchecked.assumptions) - set(checked.assumptions)
+    assert more.startswith("The recorded calls are the computation")

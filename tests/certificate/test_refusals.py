@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from numgeom.certificate import Certificate, CertificateError, Guarantee, certify, verify
+from numgeom.certificate.verify import Verdict
 from numgeom.recording import Program, record
 from numgeom.report.table import headline, to_text
+from numgeom.results.store import sealed
 
 
 def _chaotic() -> Program:
@@ -121,6 +123,8 @@ def test_a_refusal_can_be_verified_and_a_bound_put_into_it_is_found(
     document["total"]["error_bound"] = 1e-6
     document["guarantee"] = document["total"]["guarantee"] = "CERTIFIED"
     file.write_text(json.dumps(document))
+    assert verify(file, program).verdict is Verdict.CHANGED
+    file.write_text(json.dumps(sealed(document)))  # by somebody who knows how
     found = verify(file, program)
     assert not found
     assert "guarantee: the file says" in str(found)

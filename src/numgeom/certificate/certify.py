@@ -52,6 +52,12 @@ ASSUMPTIONS = (
 )
 
 
+_UNCHECKED = (
+    "The recorded calls are the computation; a replay in the recorded formats, which would show "
+    "it, was not asked for."
+)
+
+
 @answers("certify")
 def certify(
     subject: nn.Module | Program | Recording | Callable[[], Any],
@@ -204,7 +210,10 @@ def certify(
         unknown_ops=radii.unknown_ops,
         unresolved_kinks=kinks,
         decisions=decisions_of(program, radii.margin),
-        assumptions=assumed(radii, probe_seed) if radii.method else ASSUMPTIONS,
+        assumptions=(
+            *(assumed(radii, probe_seed) if radii.method else ASSUMPTIONS),
+            *(() if check_replay else (_UNCHECKED,)),
+        ),
         notes=(
             *radii.notes,
             *_otherwise(kinks, radii),
