@@ -48,6 +48,9 @@ EXACT: tuple[Op, ...] = (
     movement("channel_shuffle", example(wild(1, 4, 2, 2), 2), moves=REARRANGES),
     # A part of the entries.
     movement("slice", example(wild(5, 3), 0, 1, 5, 2), example(wild(0, 3), 0, 0, 4), moves=DROPS),
+    movement(
+        "narrow_copy", example(wild(5, 3), 0, 1, 3), example(wild(2, 4), -1, 0, 2), moves=DROPS
+    ),
     movement("select", example(wild(5, 3), 1, -1), example(booleans(5, 3), 0, 2), moves=DROPS),
     movement("diagonal", example(wild(3, 4)), example(wild(2, 3, 3), 1, 1, 2), moves=DROPS),
     movement("split", example(wild(5, 2), 2), example(wild(5, 2), 3, -1), moves=_INTO_PARTS),
