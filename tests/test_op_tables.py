@@ -40,7 +40,7 @@ EXCEPTIONS: dict[str, str] = {
     "diagnosis.differences:_is_divided": _FORMULA,
     "diagnosis.formulas:FormulaDetector": _FORMULA,
     "diagnosis.patterns:_PATTERNS": _FORMULA,
-    "diagnosis.patterns:_one_minus": _FORMULA,
+    "diagnosis.patterns:_NEAR_ONE": _FORMULA,
     "diagnosis.reading:is_bounded_above": _FORMULA,
     "nonsmooth.grids:_ACCUMULATIONS": "ops whose grid of terms the function below it can name",
     "nonsmooth.grids:_SUMS": "ops whose grid of terms the function below it can name",
