@@ -48,4 +48,4 @@ def test_wrong_input_is_one_sentence(tmp_path: Path) -> None:
     foreign.write_bytes(b"not a program")
     result = run(str(foreign))
     assert result.exit_code == 2
-    assert "not a program file" in result.stderr
+    assert "no file of ours" in result.stderr

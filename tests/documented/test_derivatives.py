@@ -64,6 +64,8 @@ CASES = [
 ]  # fmt: skip
 
 
+# torch compiles its forward-mode formulas, when they are first used, in a way that it deprecates.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("method", ["ball", "functional", "kantorovich"])
 @pytest.mark.parametrize(("f", "exact"), CASES)
 def test_derivatives_of_derivatives_are_bounded(

@@ -149,6 +149,14 @@ def test_a_recognised_formula_is_known_to_the_last_digit() -> None:
     assert abs(middle - 1 / Fraction(0.7)) <= Fraction(node.args[2])
 
 
+def test_beside_a_celu_other_numbers_keep_their_small_error() -> None:
+    """Only powers of its alpha come from a float32 number."""
+    program = _opened(lambda x: F.celu(-x, 0.7) + F.rrelu(x, training=False))
+    errors = {n.args[0]: n.args[2] for n in _calls(program) if "real_number" in str(n.target)}
+    (slope,) = [c for c in errors if abs(c - 11 / 48) < 1e-9]
+    assert errors[slope] <= 1e-15
+
+
 def test_an_epsilon_that_torch_rounded_to_float32_carries_that_error() -> None:
     """RMS norm of float32 numbers adds the float32 number next to 1e-5."""
     w = torch.ones(5, requires_grad=True)

@@ -31,7 +31,7 @@ class ErrorFunctional:
         >>> layer, head = ErrorFunctional(2.0, 1e-7), ErrorFunctional(0.5, 3e-8)
         >>> whole = head @ layer
         >>> upper(whole.stretch), upper(whole.added)
-        ('1.00e+00', '8.01e-08')
+        ('1.01e+00', '8.01e-08')
     """
 
     stretch: float

@@ -51,17 +51,14 @@ class Scalars:
     def __init__(self, program: Program) -> None:
         """Collect the numbers of the forward calls."""
         self._forward: set[float] = set()
-        # Relative error of a derived number. The derivative formulas of CELU multiply by up to
-        # three reciprocals of alpha as a float32 number.
-        self._unit = _ROUNDINGS * 2.0**-53
+        # The derivative formulas of CELU multiply by up to three reciprocals of alpha, which are
+        # float32 numbers.
+        self._alphas: set[float] = set()
         exponents: set[float] = set()
         weights: set[float] = set()  # of ops that are more than a sum, a product or a power
         for node in program.graph.nodes:
             info = node.meta.get("call")
-            if node.target is aten.celu.default or (
-                node.target is aten.elu_backward.default and node.args[3] != 1
-            ):
-                self._unit = 2.0**-22
+            self._alphas |= set(_alphas_of_celu(node.target, node.args))
             if info is None or info.phase == "backward" or node.target in _MADE_BY_TORCH:
                 continue
             found = set(_numbers_of(node.target, node.args, node.kwargs))
@@ -120,12 +117,27 @@ class Scalars:
             return Real.near(c, lost[c])
         if is_short(c) or c in _CONVENTIONS or self._is_stated(c):
             return None
-        unit = 2.0**-24 if _is_float32(c) else self._unit
+        unit = 2.0**-24 if _is_float32(c) else _ROUNDINGS * 2.0**-53
+        if self._is_of_celu(c):
+            unit = 2.0**-22
         return Real(c, 0.0, unit * abs(c) + 5e-324)
+
+    def _is_of_celu(self, c: float) -> bool:
+        """Whether a number is, up to rounding in float32, a power of an alpha of CELU."""
+        powers = (alpha**k for alpha in self._alphas for k in range(-3, 4))
+        return any(abs(abs(c) - power) <= 2.0**-20 * power for power in powers)
 
     def _is_stated(self, c: float) -> bool:
         mantissa = abs(math.frexp(c)[0])
         return any(abs(math.frexp(s)[0]) == mantissa for s in self._stated)
+
+
+def _alphas_of_celu(target: Any, args: Any) -> Iterator[float]:
+    """Alpha, as a call of CELU or of its derivative has it; the derivative has 1/alpha, too."""
+    if target is aten.celu.default:
+        yield abs(float(args[1])) if len(args) > 1 else 1.0
+    elif target is aten.elu_backward.default and args[3] != 1:
+        yield from (abs(float(args[1])), 1 / abs(float(args[3])))
 
 
 def _numbers_of(op: Any, args: Any, kwargs: Any) -> Iterator[float]:
