@@ -227,7 +227,7 @@ def sensitivity(
         for name in gradients:
             found[name] = max(found[name], norm({name: e[name]}))
     if not rounding < eps:
-        raise ArithmeticError(f"no bound: the probe passes round {rounding:.1e} of a probe")
+        raise ArithmeticError(f"no bound: the probe passes round {up(rounding)} of a probe")
     return {name: MARGIN * size / (eps - rounding) for name, size in found.items()}
 
 
