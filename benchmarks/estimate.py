@@ -34,6 +34,7 @@ from numgeom.ops.table import traits_of
 from numgeom.precision import estimate
 from numgeom.recording import record_step
 from numgeom.results.accuracy import measure, total
+from numgeom.results.origins import origin_of
 from tiny_models import Model, examples, transformers_models, wide_gpt
 
 PARTS = ("kernels", "accuracy", "cost")
@@ -175,7 +176,9 @@ def cost_of(subject: Model, quick: bool) -> dict[str, float]:
         "estimate_2_samples_bfloat16_over_plain_in_bfloat16": ratio(
             made(format="bfloat16"), low, 2
         ),
-        "sources_over_plain": ratio(lambda: found._found.clear() or found.sources(), plain, 2),
+        "sources_over_plain": ratio(
+            lambda: origin_of(found).found.clear() or found.sources(), plain, 2
+        ),
     }
 
 

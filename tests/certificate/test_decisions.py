@@ -354,10 +354,10 @@ def test_tracking_bounds_nothing_where_a_decision_is_undecided(name):
     step = Step(UNDECIDED[name][0], torch.float32)
     with track(step) as tracking:
         step().backward()
-    assert tracking.guarantee == "NONE"
+    assert tracking.guarantee is Guarantee.NONE
     assert math.isinf(tracking.gradients["w"].error_bound)
     plain = Step(logged, torch.float32)
     with track(plain) as tracking:
         plain().backward()
-    assert tracking.guarantee == "PROVED"
+    assert tracking.guarantee is Guarantee.PROVED
     assert math.isfinite(tracking.gradients["w"].error_bound)

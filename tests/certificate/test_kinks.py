@@ -11,6 +11,7 @@ from numgeom.certificate.kinks import SHOWN, Kink, Unit, kink_of
 from numgeom.ops.entry import Evaluation
 from numgeom.ops.table import OPS
 from numgeom.recording import CallInfo, record_step
+from numgeom.results.codec import decode, encode
 
 X = torch.tensor([[1.0, 1e-17, -2.0], [0.0, -1e-16, 3.0]], dtype=torch.float64)
 R = torch.full_like(X, 2e-16)
@@ -74,10 +75,11 @@ def test_where_no_single_number_decides_only_the_place_is_told() -> None:
 
 def test_a_kink_comes_back_from_its_document() -> None:
     kink = Kink("aten.relu.default", "", "a.py:1", 9, (Unit((), 1.5, 2.0), Unit((3,), -1.0, 4.0)))
-    assert Kink.from_document(kink.to_document()) == kink
+    assert decode(Kink, encode(kink)) == kink
     assert "in the model (a.py:1): 9 units" in str(kink)
-    with pytest.raises((KeyError, TypeError, ValueError)):
-        Kink.from_document({**kink.to_document(), "units": [{}]})
+    for wrong in ({"units": [{}]}, {"count": 1}, {"count": True}, {"op": None}, {"more": 1}):
+        with pytest.raises(ValueError, match="Kink|units"):
+            decode(Kink, {**encode(kink), **wrong})
 
 
 def test_calls_of_a_recorded_step_can_be_described() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from numgeom.certificate.nonfinite import NonFinite, _harmless, first_nonfinite, kinds_of
 from numgeom.recording import record_step
+from numgeom.results.codec import decode, encode
 
 
 def find(
@@ -232,4 +233,4 @@ def test_an_origin_comes_back_from_its_document() -> None:
     inner = NonFinite("Inf", "input", "x")
     outer = NonFinite("NaN", "operation", "aten.mm.default", "a", "forward", "m.py:1", ("loss",),
                       "both", made_from=inner)  # fmt: skip
-    assert NonFinite.from_document(outer.to_document()) == outer
+    assert decode(NonFinite, encode(outer)) == outer

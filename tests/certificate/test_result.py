@@ -1,8 +1,10 @@
 """Does a certificate keep what it is given, rank modules, and survive a file?"""
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from numgeom.certificate.nonfinite import NonFinite
 from numgeom.certificate.result import Certificate, CertificateError, Source
 from numgeom.errors import FileFormatError, NumgeomError
 from numgeom.results.accuracy import GradientAccuracy, measure, total
+from numgeom.results.codec import encode
 from numgeom.results.guarantee import Guarantee
+from numgeom.results.store import sealed
 
 
 def certificate(rows: list[GradientAccuracy], **fields: Any) -> Certificate:
@@ -101,18 +105,84 @@ def test_a_certificate_survives_a_file(tmp_path: Path, name: str) -> None:
 def test_every_field_that_is_damaged_is_noticed(tmp_path: Path) -> None:
     document = json.loads(FULL.to_json())
     path = tmp_path / "c.json"
-    optional = {"units", "checksum"}  # `verify` asks for the checksum
-    for key in document.keys() - optional:
-        path.write_text(json.dumps({k: v for k, v in document.items() if k != key}))
+    # What has a default may be missing: files of earlier versions lack what came later.
+    defaults = {f.name for f in dataclasses.fields(Certificate) if f.name not in _NEEDED}
+    for key in document.keys() - defaults - {"units", "constants", "sources"}:
+        rest = {k: v for k, v in document.items() if k != key}
+        path.write_text(json.dumps(rest if key == "checksum" else sealed(rest)))
         with pytest.raises(FileFormatError, match=str(path)):
             Certificate.load(path)
     for key, wrong in {
         "guarantee": "SURE", "total": None, "parameters": ["x"], "seconds": "fast",
         "unknown_ops": {"a": "x"}, "first_nonfinite": {}, "sources": [{}], "notes": 3,
     }.items():  # fmt: skip
-        path.write_text(json.dumps({**document, key: wrong}))
-        with pytest.raises(FileFormatError, match=str(path)):
+        path.write_text(json.dumps(sealed({**document, key: wrong})))
+        with pytest.raises(FileFormatError, match=str(path)) as caught:
             Certificate.load(path)
+        assert key.removesuffix("s") in str(caught.value)
+
+
+_NEEDED = ("guarantee", "method", "total", "parameters")
+NOT_SAID = {  # of a row with a bound, and of the certificate around it
+    "a negative bound": ("total", "error_bound", -1e-7),
+    "a bound that is NaN": ("total", "error_bound", "NaN"),
+    "a bound without its radius": ("total", "radius", None),
+    "a negative norm": ("total", "error_norm", -0.5),
+    "a negative count": ("total", "entries", -1),
+    "half an entry": ("total", "entries", 1.5),
+    "true entries": ("total", "entries", True),
+    "entries as text": ("total", "entries", "4"),
+    "a guarantee of another time": ("total", "guarantee", "SURE"),
+    "a field of its own": ("total", "certified_by", "me"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_SAID)
+def test_what_no_certificate_can_say_is_refused(tmp_path: Path, case: str) -> None:
+    """Also under a checksum that fits."""
+    row = dataclasses.replace(
+        gradient("w", 4.0, 0.5), error_bound=0.2, radius=0.1, guarantee=Guarantee.CERTIFIED
+    )
+    honest = dataclasses.replace(
+        certificate([row]),
+        guarantee=Guarantee.CERTIFIED,
+        total=dataclasses.replace(row, name="total"),
+    )
+    path = tmp_path / "c.json"
+    honest.save(path)
+    assert Certificate.load(path) == honest
+    document = json.loads(path.read_text())
+    part, key, value = NOT_SAID[case]
+    document[part][key] = value
+    path.write_text(json.dumps(sealed(document)))
+    with pytest.raises(FileFormatError, match="damaged"):
+        Certificate.load(path)
+
+
+def test_a_guarantee_needs_what_it_rests_on(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    plain = json.loads(certificate([gradient("w", 4.0, 0.5)]).to_json())
+    for change in (
+        {"guarantee": "PROVED"},
+        {"unknown_ops": {"aten.odd.default": 1}},
+        {"parameters": [*plain["parameters"], *plain["parameters"]]},
+        {"parameters": [{**plain["parameters"][0], "guarantee": "CERTIFIED"}]},
+        {"parameters": [{**plain["parameters"][0], "shape": [3]}]},
+        {"seconds": -1.0},
+        {"provenance": {"h": "-1.0"}},
+        {"provenance": {"h": "one"}},
+        {"provenance": {"seed": 3}},
+    ):
+        path.write_text(json.dumps(sealed({**plain, **change})))
+        with pytest.raises(FileFormatError, match="damaged"):
+            Certificate.load(path)
+
+
+def test_a_certificate_is_data() -> None:
+    """It can be copied and pickled; the program that it is about is no part of it."""
+    for again in (copy.deepcopy(FULL), pickle.loads(pickle.dumps(FULL))):
+        assert encode(again) == encode(FULL)
+        assert again.found_sources == FULL.found_sources
 
 
 def test_an_entrywise_bound_that_is_missing_says_so() -> None:

@@ -23,6 +23,7 @@ from numgeom.diagnosis import (
 )
 from numgeom.diagnosis.worker import answer
 from numgeom.errors import FileFormatError
+from numgeom.results.codec import encode
 from reproductions.gallery import mlp
 from tests.diagnosis.test_monitor import fresh, train
 
@@ -67,7 +68,7 @@ def test_a_bad_step_is_kept_and_reported_later(tmp_path: Path) -> None:
     assert kept.step == 0
     again = diagnose(kept.program)
     assert monitor.last.diagnosis is not None
-    assert [f.to_document() for f in again] == [f.to_document() for f in monitor.last.diagnosis]
+    assert encode(again.findings) == encode(monitor.last.diagnosis.findings)
     # The monitor goes on, with a new process.
     one_step(monitor, model, x)
     assert monitor.wait() is monitor.last

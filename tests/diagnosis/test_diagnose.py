@@ -216,7 +216,7 @@ def test_json_and_text_tell_everything() -> None:
     diagnosis = Diagnosis((_finding(Severity.ERROR),), loss_error=math.nan, gradient_error=1e-3)
     document = json.loads(diagnosis.to_json())
     assert document["schema"] == "numgeom.diagnosis"
-    assert document["findings"][0]["evidence"] == {"largest": "inf", "names": ["x"]}
-    assert document["loss_error"] == "nan"
+    assert document["findings"][0]["evidence"] == {"largest": "Infinity", "names": ["x"]}
+    assert document["loss_error"] == "NaN"
     for word in ("error", "overflow", "aten.exp.default", "a.b", "m.py:3", "Too large.", "inf"):
         assert word in str(diagnosis)

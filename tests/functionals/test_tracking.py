@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from numgeom.certificate import Guarantee
 from numgeom.errors import FileFormatError, RecordingError
 from numgeom.functionals import FunctionalError, Tracking, TrackingResult, track
 
@@ -39,7 +40,7 @@ def test_the_step_is_what_it_would_have_been() -> None:
 
 def test_every_gradient_and_module_has_a_functional() -> None:
     tracking = tracked()
-    assert tracking.guarantee == "PROVED"
+    assert tracking.guarantee is Guarantee.PROVED
     assert list(tracking.gradients) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     for row in tracking.gradients.values():
         assert 0 < row.error_bound < 1e-4
@@ -145,10 +146,10 @@ def test_what_has_no_rule_is_said_first() -> None:
             return torch.special.bessel_y0(x.detach().abs() + 1) * x
 
     tracking = tracked(nn.Sequential(nn.Linear(20, 4), Custom()))
-    assert tracking.guarantee == "NONE"
+    assert tracking.guarantee is Guarantee.NONE
     assert str(tracking).startswith("Guarantee NONE")
     assert tracking.total.error_bound == float("inf")
-    assert json.loads(tracking.to_json())["total"]["error_bound"] is None
+    assert json.loads(tracking.to_json())["total"]["error_bound"] == "Infinity"
     with pytest.raises(FunctionalError, match="nothing bounds"):
         tracking.bits(1e-3)
 

@@ -10,6 +10,7 @@ from numgeom.examples import load_example
 from numgeom.precision import LossScale, recommend_loss_scale
 from numgeom.precision.loss_scale import HEADROOM, ExponentCount, backward_exponents
 from numgeom.recording import Program, record_step
+from numgeom.results.codec import decode, encode
 
 
 def program(size: float) -> Program:
@@ -70,7 +71,7 @@ def test_a_language_model_needs_one_in_float16_only() -> None:
 def test_the_advice_says_how_to_set_up_a_scaler_and_survives_a_file() -> None:
     found = recommend_loss_scale(program(2.0**-24))
     assert f"GradScaler(init_scale={found.scale:g}, growth_interval=2000)" in str(found)
-    assert LossScale.from_document(json.loads(json.dumps(found.to_document()))) == found
+    assert decode(LossScale, json.loads(json.dumps(encode(found)))) == found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from numgeom.errors import FileFormatError
+from numgeom.errors import FileFormatError, ReplayError
 from numgeom.recording import Program, record, record_step
 from numgeom.recording.purity import impurity, objection
 from numgeom.recording.reals import REAL_NUMBER
@@ -252,6 +252,7 @@ HARMFUL: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "aten.instance_norm.default": ([X, None, None, X, X, True, ONE, ONE, False], {}),
     "prims.copy_to.default": ([X, X], {}),
     "prims.normal.default": ([[1]], {}),
+    "numgeom.real_number.default": ([ONE, ONE, {"float": (-1.0).hex()}], {}),
     "profiler._record_function_enter.default": (["x"], {}),
     "prim.Print.default": ([], {}),
     "c10d.barrier.default": ([], {}),
@@ -322,6 +323,17 @@ def test_what_a_file_may_call_is_a_function_of_tensors() -> None:
             assert not any(str(a.type) == "str" for a in schema.arguments), op
     assert allowed > 500
     assert refused > 2000
+
+
+def test_a_tensor_that_is_not_dense_ends_a_replay(tmp_path: Path, small: Program) -> None:
+    """Nested and sparse tensors point into memory by numbers that nobody has checked."""
+    op = "aten._nested_tensor_from_tensor_list.default"
+    write_new(tmp_path / "a", small, structure=with_call(small, op, [[X]]))
+    loaded = Program.load(tmp_path / "a")
+    with pytest.raises(ReplayError, match="no dense tensor"):
+        loaded.replay()
+    with pytest.raises(ReplayError, match="no dense tensor"):
+        loaded.replay(None)
 
 
 def test_an_op_of_another_library_is_let_in_by_name(tmp_path: Path) -> None:

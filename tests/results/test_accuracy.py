@@ -1,5 +1,6 @@
 """Are norms and errors right, at the ends of the range too?"""
 
+import json
 import math
 from fractions import Fraction
 
@@ -19,6 +20,7 @@ from numgeom.results.accuracy import (
     relative,
     total,
 )
+from numgeom.results.codec import decode, encode
 from numgeom.results.guarantee import Guarantee
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -184,5 +186,5 @@ def test_a_row_comes_back_from_its_document(error: float, bound: float | None) -
         Guarantee.ESTIMATED if bound is None else Guarantee.CERTIFIED,
         error_bound=bound, radius=bound,
     )  # fmt: skip
-    document = made.to_document()
-    assert GradientAccuracy.from_document(document).to_document() == document
+    document = encode(made)
+    assert encode(decode(GradientAccuracy, json.loads(json.dumps(document)))) == document

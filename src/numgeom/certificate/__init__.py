@@ -8,6 +8,7 @@ from numgeom.certificate.certify import certify
 from numgeom.certificate.kinks import Kink, Unit
 from numgeom.certificate.nonfinite import NonFinite
 from numgeom.certificate.result import Certificate, CertificateError, ModuleAccuracy
+from numgeom.certificate.sources import sources
 from numgeom.certificate.verify import Verdict, Verification, verify
 from numgeom.results.accuracy import GradientAccuracy
 from numgeom.results.guarantee import Guarantee, weakest
@@ -26,6 +27,7 @@ __all__ = [
     "Verdict",
     "Verification",
     "certify",
+    "sources",
     "verify",
     "weakest",
 ]

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,13 +27,14 @@ from numgeom.certificate.kinks import Kink
 from numgeom.certificate.nonfinite import NonFinite, first_nonfinite, kinds_of
 from numgeom.certificate.refusals import failed
 from numgeom.certificate.result import Certificate, CertificateError
+from numgeom.certificate.sources import Origin
 from numgeom.errors import ReplayError
 from numgeom.failures import answers, is_our_fault
 from numgeom.recording import MISSING, Program, Recording, digest, program_of, tensor_digest
 from numgeom.recording.program import OnCall
 from numgeom.results.accuracy import GradientAccuracy, measure, total
 from numgeom.results.guarantee import Guarantee, weakest
-from numgeom.results.source import Source
+from numgeom.results.origins import remember
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, and how many of how many calls are done (0: unknown)."""
@@ -197,7 +197,7 @@ def certify(
         "replay device": "" if device is None else str(device),
     }
     without = _without_gradient(subject, recorded.gradients)
-    return Certificate(
+    certificate = Certificate(
         guarantee=weakest(*levels),
         method=radii.method or "reference",
         total=overall,
@@ -230,8 +230,9 @@ def certify(
             **radii.constants,
         },
         entrywise_bounds=entrywise,
-        _attribute=partial(_sources, program),
     )
+    remember(certificate, Origin(program))
+    return certificate
 
 
 def _without_gradient(subject: Any, gradients: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -240,13 +241,6 @@ def _without_gradient(subject: Any, gradients: Mapping[str, Tensor]) -> tuple[st
         return ()
     asking = (name for name, p in subject.named_parameters() if p.requires_grad)
     return tuple(name for name in asking if name not in gradients)
-
-
-@answers("sources")
-def _sources(program: Program) -> tuple[Source, ...]:
-    from numgeom.precision.sources import attribute
-
-    return attribute(program).for_certificate()
 
 
 # -- the comparison ------------------------------------------------------------------------

@@ -7,9 +7,7 @@ among the unresolved kinks.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +18,6 @@ from numgeom.recording.calls import CallInfo
 from numgeom.recording.decisions import READ
 from numgeom.recording.program import Replay
 from numgeom.recording.scalars import numbers_in
-from numgeom.results import store
 from numgeom.semantics.decisions import judge
 from numgeom.visible import visible
 
@@ -60,18 +57,12 @@ class Decisions:
             )
         return text
 
-    def to_document(self) -> dict[str, Any]:
-        """Return the fields as they are written to a file."""
-        margin = store.encode_number(self.margin)
-        return {"count": self.count, "reads": self.reads, "margin": margin}
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> "Decisions":
-        """Read what `to_document` returned; a wrong document raises a plain Python error."""
-        count, reads = int(document["count"]), int(document["reads"])
-        if not 0 <= reads <= count:
-            raise ValueError(f"{reads} reads among {count} decisions")
-        return cls(count, reads, store.decode_number(document["margin"]))
+    def check(self) -> None:
+        """Raise ValueError where the counts do not fit."""
+        if not 0 <= self.reads <= self.count:
+            raise ValueError(f"{self.reads} reads among {self.count} decisions")
+        if self.margin < 0.0:
+            raise ValueError("the margin of decisions is negative")
 
 
 def decisions_of(program: Program, margin: float) -> Decisions | None:

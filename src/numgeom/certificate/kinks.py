@@ -6,7 +6,6 @@ one entry of the decision, is unresolved if the exact value may lie on the other
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -16,7 +15,6 @@ from numgeom.arithmetic.rounding import add_up
 from numgeom.ops.entry import Evaluation
 from numgeom.ops.kinks import Where
 from numgeom.ops.table import kinks_of
-from numgeom.results import store
 from numgeom.semantics.decisions import Judged
 from numgeom.visible import visible
 
@@ -74,34 +72,10 @@ class Kink:
         more = self.count - len(self.units)
         return f"{text}: {shown}" + (f" and {more} more" if more > 0 else "")
 
-    def to_document(self) -> dict[str, Any]:
-        """Return the fields as they are written to a file."""
-        number = store.encode_number
-        return {
-            "op": self.op,
-            "module": self.module,
-            "source": self.source,
-            "count": self.count,
-            "units": [
-                {"index": list(u.index), "value": number(u.value), "margin": number(u.margin)}
-                for u in self.units
-            ],
-        }
-
-    @classmethod
-    def from_document(cls, document: Any) -> "Kink":
-        """Read what `to_document` returned; a wrong document raises a plain Python error."""
-        number = store.decode_number
-        return cls(
-            op=str(document["op"]),
-            module=str(document["module"]),
-            source=str(document["source"]),
-            count=int(document["count"]),
-            units=tuple(
-                Unit(tuple(int(i) for i in u["index"]), number(u["value"]), number(u["margin"]))
-                for u in document["units"]
-            ),
-        )
+    def check(self) -> None:
+        """Raise ValueError where the counts do not fit."""
+        if self.count < len(self.units):
+            raise ValueError(f"{self.count} units are in doubt, and {len(self.units)} are named")
 
 
 def kink_of(node: fx.Node, doubt: Tensor, call: Evaluation | None = None) -> Kink:

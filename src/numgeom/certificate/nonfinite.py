@@ -79,21 +79,6 @@ class NonFinite:
         name = f" {self.name!r}" if self.name else ""
         return f"{self.value} is already in the {_ROLES.get(self.origin, self.origin)}{name}."
 
-    def to_document(self) -> dict[str, Any]:
-        """Return the fields as they are written to a file."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_document(cls, document: Any) -> "NonFinite":
-        """Read what `to_document` returned; a wrong document raises a plain Python error."""
-        inner = document["made_from"]
-        words = ("value", "origin", "name", "module", "phase", "source", "seen_in")
-        return cls(
-            **{word: str(document[word]) for word in words},
-            reached=tuple(str(name) for name in document["reached"]),
-            made_from=None if inner is None else cls.from_document(inner),
-        )
-
 
 _ROLES = {"drawn": "random draw", "decision": "value that Python code read"}
 

@@ -9,9 +9,10 @@ import dataclasses
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,11 +20,14 @@ from numgeom.arithmetic.printing import upper
 from numgeom.certificate.decisions import Decisions
 from numgeom.certificate.kinks import Kink
 from numgeom.certificate.nonfinite import NonFinite
+from numgeom.certificate.sources import sources
 from numgeom.certificate.store import SCHEMA, VERSION, check, fields, to_document
 from numgeom.errors import FileFormatError, NumgeomError
 from numgeom.results import store
 from numgeom.results.accuracy import GradientAccuracy, combined_norm, relative
+from numgeom.results.codec import BESIDE, decode
 from numgeom.results.guarantee import Guarantee, weakest
+from numgeom.results.origins import origin_of, remember
 from numgeom.results.source import Source
 from numgeom.visible import visible
 
@@ -81,6 +85,8 @@ class Certificate:
         entrywise_bounds: What `entrywise_bound` returns, by parameter.
     """
 
+    DERIVED: ClassVar = ("constants",)
+
     guarantee: Guarantee
     method: str
     total: GradientAccuracy
@@ -97,11 +103,9 @@ class Certificate:
     seconds: float = 0.0
     provenance: Mapping[str, str] = field(default_factory=dict)
     error_sources: tuple[Source, ...] = ()
-    _attribute: Callable[[], tuple[Source, ...]] | None = field(
-        default=None, repr=False, compare=False
+    entrywise_bounds: Mapping[str, Tensor] = field(
+        default_factory=dict, repr=False, compare=False, metadata=BESIDE
     )
-    _found: list[Source] = field(default_factory=list, repr=False, compare=False)
-    entrywise_bounds: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     decisions: Decisions | None = None
 
     def __str__(self) -> str:
@@ -134,20 +138,23 @@ class Certificate:
     def sources(self) -> tuple[Source, ...]:
         """Return where the observed error comes from, largest share first. ESTIMATED.
 
-        By one noisy replay and one reverse pass over the program (`numgeom.precision`), at the
-        first call. A certificate that was read from a file has them if it was saved after such a
-        call; otherwise there are none.
+        By one noisy replay and one reverse pass over the program (`numgeom.certificate.sources`),
+        at the first call. A certificate holds no program, so a copy, and one that was read from a
+        file, has them if it was made after such a call; otherwise there are none. Where the program
+        is at hand, `numgeom.certificate.sources(program)` gives them.
         """
-        if self.error_sources or self._attribute is None:
+        origin = origin_of(self)
+        if self.error_sources or origin is None:
             return self.error_sources
-        if not self._found:
-            self._found.extend(self._attribute())
-        return tuple(self._found)
+        if not origin.found:
+            origin.found.extend(sources(origin.program))
+        return tuple(origin.found)
 
     @property
     def found_sources(self) -> tuple[Source, ...]:
         """What `sources` found so far; unlike it, this computes nothing."""
-        return self.error_sources or tuple(self._found)
+        origin = origin_of(self)
+        return self.error_sources or (() if origin is None else tuple(origin.found))
 
     @property
     def constants(self) -> dict[str, float]:
@@ -172,7 +179,15 @@ class Certificate:
 
     def stamped(self, **provenance: str) -> "Certificate":
         """Return this certificate with more provenance: what was certified, with which seed."""
-        return dataclasses.replace(self, provenance={**self.provenance, **provenance})
+        stamped = dataclasses.replace(self, provenance={**self.provenance, **provenance})
+        origin = origin_of(self)
+        if origin is not None:
+            remember(stamped, origin)
+        return stamped
+
+    def check(self) -> None:
+        """Raise ValueError where it says what no certificate can say."""
+        check(self)
 
     def to_json(self) -> str:
         """Return everything but the entry-wise bounds as strict JSON.
@@ -204,12 +219,12 @@ class Certificate:
         """
         document, tensors = store.read(path, schema=SCHEMA, version=VERSION)
         try:
-            certificate = cls(**fields(document, tensors))
-            check(certificate)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            said = decode(cls, fields(document), "the certificate")
+            certificate = dataclasses.replace(said, entrywise_bounds=tensors)
+            certificate.check()
+        except ValueError as error:
             raise FileFormatError(
-                f"{path} is damaged: a field of the certificate is missing or wrong "
-                f"({type(error).__name__}: {error}). Save the certificate again."
+                f"{path} is damaged, or of a later version: {error}. Save the certificate again."
             ) from error
         return certificate
 

@@ -75,7 +75,7 @@ def _plan(
                 formats=[f.strip() for each in given for f in each.split(",") if f.strip()],
             )
             advance("running the plan", 0, 0)
-            checked = plan.verify(step.batch) if verify else None
+            checked = plan.verify(step.model, step.loss_fn, step.batch) if verify else None
         if save is not None:
             plan.save(save)
         if as_json:

@@ -10,6 +10,7 @@ from typing import Any
 from numgeom.arithmetic.printing import nearest_short, upper
 from numgeom.errors import FileFormatError
 from numgeom.results import store
+from numgeom.results.codec import decode, encode
 from numgeom.visible import visible, visible_lines
 
 SCHEMA = "numgeom.diagnosis"
@@ -84,42 +85,6 @@ class Finding:
     remedy: str
     verified: bool = False
 
-    def to_document(self) -> dict[str, Any]:
-        """Return the fields as they are written to a file."""
-        return {
-            "kind": self.kind.value,
-            "severity": self.severity.value,
-            "op": self.op,
-            "module": self.module,
-            "source": self.source,
-            "phase": self.phase,
-            "evidence": {key: _plain(value) for key, value in self.evidence.items()},
-            "explanation": self.explanation,
-            "remedy": self.remedy,
-            "verified": self.verified,
-        }
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> "Finding":
-        """Read what `to_document` gave.
-
-        Raises:
-            KeyError: if a field is missing.
-            ValueError: if the kind or the severity is none that is known.
-        """
-        return cls(
-            kind=Kind(document["kind"]),
-            severity=Severity(document["severity"]),
-            op=document["op"],
-            module=document["module"],
-            source=document["source"],
-            phase=document["phase"],
-            evidence={key: _read(value) for key, value in document["evidence"].items()},
-            explanation=document["explanation"],
-            remedy=document["remedy"],
-            verified=document["verified"],
-        )
-
     def __str__(self) -> str:
         """A few lines for a person."""
         place = ", ".join(part for part in (self.module, self.source) if part)
@@ -172,18 +137,8 @@ class Diagnosis:
         return tuple(f for f in self.findings if f.kind == kind)
 
     def to_document(self) -> dict[str, Any]:
-        """Return the diagnosis as it is written to a file."""
-        return {
-            "schema": SCHEMA,
-            "version": VERSION,
-            "loss_error": _plain(self.loss_error),
-            "gradient_error": _plain(self.gradient_error),
-            "underflow_share": _plain(self.underflow_share),
-            "headroom_binades": _plain(self.headroom_binades),
-            "clip_factor": _plain(self.clip_factor),
-            "seconds": self.seconds,
-            "findings": [finding.to_document() for finding in self.findings],
-        }
+        """Return the diagnosis as it is written to a file, without the checksum."""
+        return {"schema": SCHEMA, "version": VERSION, **encode(self)}
 
     def to_json(self) -> str:
         """Return the diagnosis as JSON; numbers that are not finite are strings."""
@@ -200,11 +155,13 @@ class Diagnosis:
         known = type(version) is int and 1 <= version <= VERSION
         if document.get("schema") != SCHEMA or not known:
             raise FileFormatError(f"this is no diagnosis of a version up to {VERSION}")
+        plain = {key: value for key, value in document.items() if key not in _AROUND}
+        if version == 1:
+            plain = _renamed(plain)
         try:
-            findings = tuple(map(Finding.from_document, document["findings"]))
-            return cls(findings, **{key: as_number(document[key]) for key in _NUMBERS})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileFormatError(f"this diagnosis is damaged ({error!r})") from error
+            return decode(cls, plain, "the diagnosis")
+        except ValueError as error:
+            raise FileFormatError(f"this diagnosis is damaged ({error})") from error
 
     def save(self, path: str | Path) -> None:
         """Write the diagnosis to a file; as JSON if its name ends in ".json".
@@ -237,28 +194,16 @@ class Diagnosis:
         return "\n\n".join([f"{count} ({errors}).", *map(str, self.findings)])
 
 
-_NUMBERS = (
-    "loss_error", "gradient_error", "underflow_share", "headroom_binades", "clip_factor", "seconds",
-)  # fmt: skip
+_AROUND = ("schema", "version", store.CHECKSUM)
+_RENAMED = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}  # in version 1
 
 
-def as_number(value: float | str) -> float:
-    """A number as a file holds it; infinities and NaN are strings there."""
-    return float(value)
-
-
-def _read(value: Any) -> Any:
+def _renamed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _renamed(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_read(item) for item in value]
-    return float(value) if value in ("inf", "-inf", "nan") else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+        return [_renamed(item) for item in value]
+    return _RENAMED.get(value, value) if isinstance(value, str) else value
 
 
 def _shown(value: Any) -> str:

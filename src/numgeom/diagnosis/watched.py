@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from numgeom.diagnosis.gradients import GradientLook
-from numgeom.diagnosis.result import Diagnosis, as_number
+from numgeom.diagnosis.result import Diagnosis
 from numgeom.diagnosis.trace import norm
+from numgeom.errors import FileFormatError
 from numgeom.recording import Program
+from numgeom.results.codec import decode, encode
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,16 @@ class Look:
 
     def to_document(self) -> dict[str, Any]:
         """Return it as plain values."""
-        return {
-            "diagnosis": self.diagnosis.to_document(),
-            "loss": plain(self.loss),
-            "gradient_norms": {name: plain(size) for name, size in self.gradient_norms.items()},
-        }
+        return encode(self)
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Look":
-        """Read what `to_document` gave."""
-        norms = {name: as_number(size) for name, size in document["gradient_norms"].items()}
-        return cls(
-            Diagnosis.from_document(document["diagnosis"]), as_number(document["loss"]), norms
-        )
+        """Read what `to_document` gave.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        return decode(cls, document)
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,8 @@ class WatchedStep:
         subnormal_share: Of such a step, the part of the gradients' entries in float16 that are
             subnormal, by a sample; NaN without such.
     """
+
+    DERIVED: ClassVar = ("layer_gradient_norms",)
 
     step: int
     diagnosis: Diagnosis | None
@@ -99,27 +100,20 @@ class WatchedStep:
 
     def to_document(self) -> dict[str, Any]:
         """Return the step as it is written to the history."""
-        norms = {name: plain(size) for name, size in self.gradient_norms.items()}
         found = None if self.diagnosis is None else self.diagnosis.to_document()
-        document = {
-            "step": self.step,
-            "loss": plain(self.loss),
-            "gradient_norms": norms,
-            "layer_gradient_norms": {k: plain(v) for k, v in self.layer_gradient_norms.items()},
-            "diagnosis": found,
-            "problem": self.problem,
-            "program": self.program,
-            "skipped": self.skipped,
-        }
-        if self.skipped:
-            document |= {
-                "nonfinite": list(self.nonfinite),
-                "headroom_binades": plain(self.headroom_binades),
-                "subnormal_share": plain(self.subnormal_share),
-            }
-        return document
+        return {**encode(self), "diagnosis": found}
 
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "WatchedStep":
+        """Read a line of a history, as `to_document` gave it.
 
-def plain(value: float) -> float | str:
-    """A number for JSON, which knows neither infinities nor NaN."""
-    return value if math.isfinite(value) else str(value)
+        Raises:
+            FileFormatError: if it is something else.
+        """
+        found = document.get("diagnosis")
+        diagnosis = None if found is None else Diagnosis.from_document(found)
+        try:
+            step = decode(cls, {**document, "diagnosis": None}, "the watched step")
+        except ValueError as error:
+            raise FileFormatError(f"this line of a history is damaged ({error})") from error
+        return replace(step, diagnosis=diagnosis)

@@ -1,16 +1,17 @@
 """What did the error functionals of one step come to?"""
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from numgeom.arithmetic.printing import upper
 from numgeom.errors import FileFormatError
 from numgeom.functionals.composition import bits_for
-from numgeom.functionals.functional import ErrorFunctional
+from numgeom.functionals.functional import ErrorFunctional, FunctionalError
 from numgeom.results import store
+from numgeom.results.codec import decode, encode
+from numgeom.results.guarantee import Guarantee
 from numgeom.visible import visible
 
 SCHEMA = "numgeom.tracking"
@@ -58,6 +59,13 @@ class GradientFunctional:
     norm: float
     error: float
 
+    def check(self) -> None:
+        """Raise ValueError where a bound is none."""
+        if not (self.error_bound >= 0.0 and self.error >= 0.0):
+            raise ValueError("an error bound of a gradient is negative or NaN")
+        if self.norm < 0.0 or self.expected_error < 0.0:
+            raise ValueError("a norm or an expected error of a gradient is negative")
+
 
 @dataclass(frozen=True)
 class TrackingResult:
@@ -77,7 +85,7 @@ class TrackingResult:
         overflow: The call that made an infinite value of finite ones, or "".
     """
 
-    guarantee: str
+    guarantee: Guarantee
     total: GradientFunctional
     gradients: Mapping[str, GradientFunctional]
     modules: Mapping[str, ModuleFunctionals]
@@ -105,12 +113,20 @@ class TrackingResult:
         return bits_for(self.shares, tolerance * self.total.norm)
 
     def to_json(self) -> str:
-        """All numbers as JSON; infinities are written as null."""
+        """All numbers as JSON; infinities are the text "Infinity"."""
         return store.to_text(self._document())
 
     def _document(self) -> dict[str, Any]:
-        document = _finite({"schema": SCHEMA, "version": SCHEMA_VERSION, **asdict(self)})
-        return store.sealed(document)
+        return store.sealed({"schema": SCHEMA, "version": SCHEMA_VERSION, **encode(self)})
+
+    def check(self) -> None:
+        """Raise ValueError where it says what no result can say."""
+        if self.unknown_ops and self.guarantee is not Guarantee.NONE:
+            raise ValueError("there are ops without a rule, and yet a guarantee")
+        if min(self.doubtful_decisions, *self.unknown_ops.values(), 0) < 0:
+            raise ValueError("a number of calls or decisions is negative")
+        if any(share < 0.0 for share in self.shares.values()):
+            raise ValueError("a share is negative")
 
     def save(self, path: str | Path) -> None:
         """Write all numbers to a file; as JSON if its name ends in ".json".
@@ -128,19 +144,14 @@ class TrackingResult:
             FileFormatError: if the file is not there, or holds something else.
         """
         found, _ = store.read(path, schema=SCHEMA, version=SCHEMA_VERSION, sealed_from=_SEALED_FROM)
+        around = ("schema", "version", store.CHECKSUM)
+        plain = {key: value for key, value in found.items() if key not in around}
+        if found["version"] < _SEALED_FROM:
+            plain = _infinite(plain)
         try:
-            return cls(
-                found["guarantee"],
-                _gradient(found["total"]),
-                {name: _gradient(row) for name, row in found["gradients"].items()},
-                {path: _module(row) for path, row in found["modules"].items()},
-                {path: _number(share) for path, share in found["shares"].items()},
-                found["unknown_ops"],
-                found["doubtful_decisions"],
-                found["overflow"],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileFormatError(f"{path} is damaged ({error!r}); write it again.") from error
+            return decode(cls, plain, "the result")
+        except (ValueError, FunctionalError) as error:
+            raise FileFormatError(f"{path} is damaged ({error}); write it again.") from error
 
     def __str__(self) -> str:
         lines = []
@@ -180,28 +191,16 @@ def _text(functional: ErrorFunctional | None) -> str:
     )
 
 
-def _finite(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _finite(item) for key, item in tree.items()}
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+def _infinite(tree: Any) -> Any:
+    """Earlier versions wrote an infinity as null; a functional that is null is missing."""
+    if isinstance(tree, list):
+        return [_infinite(item) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        key: "Infinity" if item is None and key not in _MISSING else _infinite(item)
+        for key, item in tree.items()
+    }
 
 
-def _number(value: float | None) -> float:
-    return math.inf if value is None else float(value)
-
-
-def _functional(row: Mapping[str, float | None]) -> ErrorFunctional:
-    return ErrorFunctional(_number(row["stretch"]), _number(row["added"]))
-
-
-def _gradient(row: Mapping[str, Any]) -> GradientFunctional:
-    return GradientFunctional(
-        _functional(row["functional"]),
-        *(_number(row[key]) for key in ("error_bound", "expected_error", "norm", "error")),
-    )
-
-
-def _module(row: Mapping[str, Any]) -> ModuleFunctionals:
-    parts = (row[key] for key in ("forward", "backward", "total"))
-    forward, backward, total = (None if part is None else _functional(part) for part in parts)
-    return ModuleFunctionals(forward, backward, total, _number(row["own_error"]))
+_MISSING = ("forward", "backward", "total")

@@ -28,6 +28,7 @@ from numgeom.functionals.functional import ErrorFunctional
 from numgeom.functionals.result import GradientFunctional, ModuleFunctionals, TrackingResult
 from numgeom.functionals.walk import Walk, walk
 from numgeom.recording import Program, record
+from numgeom.results.guarantee import Guarantee
 
 
 class Tracking:
@@ -97,10 +98,11 @@ class Tracking:
         """All functionals and bounds, as plain numbers."""
         gradients = {name: self._gradient(name) for name in self.walk.norms}
         found = self.walk
-        nothing = bool(found.unknown_ops or found.undecided)
-        guarantee = "NONE" if nothing else "CERTIFIED" if found.twins else "PROVED"
-        if guarantee != "NONE" and not support(found.used).holds:
-            guarantee = "ESTIMATED"
+        guarantee = Guarantee.CERTIFIED if found.twins else Guarantee.PROVED
+        if found.unknown_ops or found.undecided:
+            guarantee = Guarantee.NONE
+        elif not support(found.used).holds:
+            guarantee = Guarantee.ESTIMATED
         modules = {path: self._module(path) for path in self.composition.modules}
         return TrackingResult(
             guarantee,
@@ -114,7 +116,7 @@ class Tracking:
         )
 
     @property
-    def guarantee(self) -> str:
+    def guarantee(self) -> Guarantee:
         """PROVED; CERTIFIED where random labels decided ties; NONE where an op has no rule.
 
         NONE, too, where a decision of the step may come out otherwise over the reals. ESTIMATED
@@ -235,8 +237,8 @@ def track(model: nn.Module | None = None) -> Tracking:
         >>> model = nn.Linear(3, 1)
         >>> with track(model) as tracking:
         ...     model(torch.ones(2, 3)).sum().backward()
-        >>> tracking.guarantee
-        'PROVED'
+        >>> print(tracking.guarantee)
+        PROVED
         >>> tracking.total.error_bound < 1e-6
         True
     """

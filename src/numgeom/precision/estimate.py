@@ -30,6 +30,7 @@ from numgeom.precision.storage import RECOMPUTED, storage_named
 from numgeom.recording import MISSING, Program, Recording
 from numgeom.results.accuracy import combined_norm, relative
 from numgeom.results.guarantee import Guarantee
+from numgeom.results.origins import origin_of, remember
 from numgeom.results.store import encode_number
 from numgeom.visible import visible
 
@@ -85,9 +86,6 @@ class Estimate:
     seed: int
     seconds: float
     assumptions: tuple[str, ...] = ()
-    _attribute: Callable[[], Sources] | None = field(default=None, repr=False, compare=False)
-    _program: Program | None = field(default=None, repr=False, compare=False)
-    _found: list[Sources] = field(default_factory=list, repr=False, compare=False)
 
     def __str__(self) -> str:
         """Return one line."""
@@ -125,14 +123,16 @@ class Estimate:
         Raises:
             PrecisionError: if the estimate was made without its program.
         """
-        if not self._found:
-            if self._attribute is None:
-                raise PrecisionError(
-                    "This estimate holds no program, so the sources of the error cannot be found. "
-                    "Make a new one with estimate(...)."
-                )
-            self._found.append(self._attribute())
-        return self._found[0]
+        origin = origin_of(self)
+        if origin is None:
+            raise PrecisionError(
+                "An estimate holds no program, and the one that this was made from is not at hand, "
+                "so the sources of the error cannot be found. Make a new one with estimate(...), "
+                "or call numgeom.precision.sources.attribute(program)."
+            )
+        if not origin.found:
+            origin.found.append(origin.sources())
+        return origin.found[0]
 
     def bits(self, tolerance: float, *, by: Grouping = "module") -> dict[str, BitsNeeded]:
         """Return the smallest mantissa of every part that keeps a tolerance, each part alone.
@@ -143,12 +143,14 @@ class Estimate:
             PrecisionError: if the estimate was made without its program, or the tolerance is not
                 positive.
         """
-        if self._program is None:
+        origin = origin_of(self)
+        if origin is None:
             raise PrecisionError(
-                "This estimate holds no program, so no bits can be tried. Make a new one with "
-                "estimate(...)."
+                "An estimate holds no program, and the one that this was made from is not at hand, "
+                "so no bits can be tried. Make a new one with estimate(...), or call "
+                "numgeom.precision.bits_needed(program, tolerance)."
             )
-        return bits_needed(self._program, tolerance, by=by)
+        return bits_needed(origin.program, tolerance, by=by)
 
     def to_document(self) -> dict[str, Any]:
         """Return everything but the sources as plain JSON values; NaN and infinities as strings."""
@@ -282,7 +284,7 @@ def estimate_program(
             )
         return attribute(program, seed=seed, operands=asked.operands, stored=asked.stored)
 
-    return Estimate(
+    estimated = Estimate(
         total=_row(
             "total", found.totals(), combined_norm(found.sizes.values()), sum(entries.values())
         ),
@@ -292,9 +294,18 @@ def estimate_program(
         seed=seed,
         seconds=time.perf_counter() - start,
         assumptions=ASSUMPTIONS,
-        _attribute=sources,
-        _program=program,
     )
+    remember(estimated, _Origin(program, sources))
+    return estimated
+
+
+@dataclass(frozen=True, eq=False)
+class _Origin:
+    """The step that an estimate is about, and its sources, once they were asked for."""
+
+    program: Program
+    sources: Callable[[], Sources]
+    found: list[Sources] = field(default_factory=list)
 
 
 def contractions_in(fmt: Format) -> Operands:

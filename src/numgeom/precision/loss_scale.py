@@ -8,7 +8,7 @@ of two how many of them would be too small or too large.
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,24 +69,13 @@ class LossScale:
             f"the backward pass becomes zero, with it {percent_upper(left, 2)}.{also}"
         )
 
-    def to_document(self) -> dict[str, Any]:
-        """Return everything as plain JSON values; shares as lists of scale and share."""
-        return {
-            name: [list(pair) for pair in value.items()] if isinstance(value, Mapping) else value
-            for name, value in vars(self).items()
-        }
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> "LossScale":
-        """Read what `to_document` wrote.
-
-        Raises:
-            KeyError: if a field is missing.
-            TypeError: if a field is of another type.
-        """
-        given = {field.name: document[field.name] for field in fields(cls)}
-        shares = {n: dict(map(tuple, given[n])) for n in ("underflow", "subnormal", "overflow")}
-        return cls(**{**given, **shares})
+    def check(self) -> None:
+        """Raise ValueError where a scale has no shares, or a share is none."""
+        for shares in (self.underflow, self.subnormal, self.overflow):
+            if not all(0.0 <= share <= 1.0 for share in shares.values()):
+                raise ValueError("a loss scale loses a share that is none")
+        if not {1.0, self.scale} <= self.underflow.keys():
+            raise ValueError(f"what a loss scale of {self.scale} loses is missing")
 
 
 def recommend_loss_scale(program: Program, *, format: Format = float16) -> LossScale:

@@ -4,18 +4,18 @@ A plan is a format for every module that does work. `numgeom.precision.planning`
 replays of recorded steps; `PrecisionPlan.apply` runs it, and `PrecisionPlan.verify` measures it.
 """
 
-import json
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from numgeom.arithmetic.formats import float16, format_named
+from numgeom.arithmetic.formats import FormatError, float16, format_named
 from numgeom.arithmetic.printing import nearest, percent
 from numgeom.errors import FileFormatError
 from numgeom.failures import answers
@@ -31,6 +31,8 @@ from numgeom.precision.work import flops_by_module
 from numgeom.recording import Program
 from numgeom.results import store
 from numgeom.results.accuracy import combined_norm, norm, relative
+from numgeom.results.codec import decode, encode
+from numgeom.results.origins import origin_of, remember
 
 SCHEMA = "numgeom.plan"
 VERSION = 2
@@ -93,8 +95,6 @@ class PrecisionPlan:
     flops: Mapping[str, int]
     underflow: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     scaling: LossScale | None = None
-    _model: nn.Module | None = field(default=None, repr=False, compare=False)
-    _loss_fn: LossFunction | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         """Return one line."""
@@ -113,46 +113,69 @@ class PrecisionPlan:
         """
         return formats_applied(model, self.formats)
 
+    @overload
+    def verify(self, model: nn.Module, loss_fn: LossFunction, batch: Any, /) -> Verification: ...
+    @overload
+    def verify(
+        self, batch: Any, /, *, model: nn.Module | None = None, loss_fn: LossFunction | None = None
+    ) -> Verification: ...
     @answers("PrecisionPlan.verify")
     def verify(
-        self, batch: Any, *, model: nn.Module | None = None, loss_fn: LossFunction | None = None
+        self, *given: Any, model: nn.Module | None = None, loss_fn: LossFunction | None = None
     ) -> Verification:
         """Run the plan on a batch and measure the gradient's error.
 
+        `plan.verify(model, loss_fn, batch)`, or `plan.verify(batch)` in the process that made the
+        plan, as long as its model lives: a plan holds no model.
+
         Args:
-            batch: Handed to the loss function.
+            given: Model, loss and batch, or the batch alone; it is handed to the loss function.
             model: The model; by default the one that was planned for.
             loss_fn: The loss; by default the one that was planned for.
 
         Raises:
-            PrecisionError: if the plan was loaded from a file and no model or loss is given.
+            PrecisionError: if no model or loss is given, and none is at hand.
         """
-        model, loss_fn = model or self._model, loss_fn or self._loss_fn
+        if len(given) == 3:
+            model, loss_fn, batch = given
+        elif len(given) == 1:
+            (batch,) = given
+        else:
+            raise PrecisionError("Call plan.verify(model, loss_fn, batch).")
+        known = origin_of(self)
+        if known is not None:
+            model, loss_fn = model or known.model(), loss_fn or known.loss_fn
         if model is None or loss_fn is None:
             raise PrecisionError(
-                "A plan from a file knows neither model nor loss: call "
-                "plan.verify(batch, model=model, loss_fn=loss_fn)."
+                "A plan holds neither model nor loss, and those that it was made for are not at "
+                "hand (it was read from a file or copied, or the model is gone): call "
+                "plan.verify(model, loss_fn, batch)."
             )
         reference = recorded_step(model, loss_fn, batch).replay(torch.float64).gradients
         error = _measure(model, loss_fn, batch, reference, self.formats, self.loss_scale)
         return Verification(error, self.predicted_error, self.tolerance)
 
+    def check(self) -> None:
+        """Raise ValueError where it says what no plan can say."""
+        for name in (
+            *self.formats.values(),
+            *(f for row in self.module_errors.values() for f in row),
+        ):
+            try:
+                format_named(name)
+            except FormatError as error:
+                raise ValueError(str(error)) from error
+        for name in ("tolerance", "predicted_error", "loss_scale"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"{name} of a plan is {getattr(self, name)}")
+        if not 0.0 <= self.low_precision_share <= 1.0:
+            raise ValueError("low_precision_share of a plan is no share")
+        if any(count < 0 for count in self.flops.values()):
+            raise ValueError("flops of a plan are negative")
+
     def to_document(self) -> dict[str, Any]:
-        """Return everything as plain JSON values; infinite errors as None."""
-        fields = ("tolerance", "predicted_error", "low_precision_share", "loss_scale")
-        return {
-            "schema": SCHEMA,
-            "version": VERSION,
-            "formats": dict(self.formats),
-            **{name: getattr(self, name) for name in fields},
-            "module_errors": {
-                m: {f: e if math.isfinite(e) else None for f, e in row.items()}
-                for m, row in self.module_errors.items()
-            },
-            "flops": dict(self.flops),
-            "underflow": {m: dict(row) for m, row in self.underflow.items()},
-            "scaling": None if self.scaling is None else self.scaling.to_document(),
-        }
+        """Return everything as plain JSON values, without the checksum."""
+        return {"schema": SCHEMA, "version": VERSION, **encode(self)}
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file that `load` reads.
@@ -160,8 +183,7 @@ class PrecisionPlan:
         Raises:
             FileFormatError: if the file cannot be written.
         """
-        text = json.dumps(store.sealed(self.to_document()), indent=2, allow_nan=False)
-        write_text(path, text + "\n")
+        write_text(path, store.to_text(store.sealed(self.to_document())) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "PrecisionPlan":
@@ -170,31 +192,40 @@ class PrecisionPlan:
         Raises:
             FileFormatError: if the file is missing, damaged, foreign, or of a later version.
         """
+        document, _ = store.read(path, schema=SCHEMA, version=VERSION, sealed_from=_SEALED_FROM)
+        around = ("schema", "version", store.CHECKSUM)
+        plain = {key: value for key, value in document.items() if key not in around}
+        if document["version"] == 1:
+            plain = _infinite(plain)
         try:
-            document, _ = store.read(path, schema=SCHEMA, version=VERSION, sealed_from=_SEALED_FROM)
-            scaling = document["scaling"]
-            return cls(
-                formats={str(m): format_named(f).name for m, f in document["formats"].items()},
-                tolerance=float(document["tolerance"]),
-                predicted_error=float(document["predicted_error"]),
-                low_precision_share=float(document["low_precision_share"]),
-                loss_scale=float(document["loss_scale"]),
-                module_errors={
-                    str(m): {f: math.inf if e is None else float(e) for f, e in row.items()}
-                    for m, row in document["module_errors"].items()
-                },
-                flops={str(m): int(n) for m, n in document["flops"].items()},
-                underflow={
-                    str(m): {str(f): float(share) for f, share in row.items()}
-                    for m, row in document["underflow"].items()
-                },
-                scaling=None if scaling is None else LossScale.from_document(scaling),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return decode(cls, plain, "the plan")
+        except ValueError as error:
             raise FileFormatError(
-                f"{path} cannot be read as a precision plan ({type(error).__name__}: {error}). "
-                "Make it again with plan.save(path)."
+                f"{path} cannot be read as a precision plan ({error}). Make it again with "
+                "plan.save(path)."
             ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Origin:
+    """What a plan was made for; the model is not kept alive."""
+
+    model: Callable[[], nn.Module | None]
+    loss_fn: LossFunction
+
+
+def _infinite(document: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 wrote an infinite error as null."""
+    errors = document.get("module_errors")
+    if not isinstance(errors, dict):
+        return document
+    rows = {
+        module: {f: "Infinity" if e is None else e for f, e in row.items()}
+        if isinstance(row, dict)
+        else row
+        for module, row in errors.items()
+    }
+    return {**document, "module_errors": rows}
 
 
 @answers("plan_precision")
@@ -252,7 +283,7 @@ def plan_precision(
     measurer = Measurer(programs, base, scale, varied(programs[0]))
     found = search(measurer, flops, units, formats, tolerance=tolerance, limit=limit)
     low = sum(flops[m] for m, f in found.formats.items() if f != "float32")
-    return PrecisionPlan(
+    plan = PrecisionPlan(
         formats=found.formats,
         tolerance=tolerance,
         predicted_error=found.predicted_error,
@@ -262,9 +293,9 @@ def plan_precision(
         flops=dict(flops),
         underflow=measurer.underflow,
         scaling=scaling,
-        _model=model,
-        _loss_fn=loss_fn,
     )
+    remember(plan, _Origin(weakref.ref(model), loss_fn))
+    return plan
 
 
 def _in_float64(programs: Sequence[Program]) -> tuple[LossScale, float]:

@@ -33,7 +33,7 @@ from numgeom.recording.functionalize import (
     name_of,
     traits_of,
 )
-from numgeom.recording.reals import REAL_NUMBER
+from numgeom.recording.reals import REAL_NUMBER, is_real_number
 from numgeom.recording.references import REFERENCES
 from numgeom.recording.variants import argument_at
 
@@ -79,6 +79,8 @@ def objection_to_call(
     op: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> str | None:
     """Why a file may not make this call of an op that it may call; None if it may."""
+    if op is REAL_NUMBER and not is_real_number(args):
+        return "what it is given is no real number with an error"
     if traits_of(op).treatment is Treatment.DRAW and not draws_nothing(op, args, kwargs):
         return "it draws random numbers"
     if name_of(op) in HIDDEN_WRITES:

@@ -13,6 +13,7 @@ treats any rounded value. Numbers that a double holds stay what they are, Python
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,14 @@ def _real_number(
 
 _LIBRARY.impl("real_number", _real_number, "CompositeExplicitAutograd")
 REAL_NUMBER = torch.ops.numgeom.real_number.default
+
+
+def is_real_number(args: tuple[Any, ...]) -> bool:
+    """Whether arguments of `numgeom::real_number` are a number and how far it may be off."""
+    if len(args) != 3 or not all(isinstance(part, float) for part in args):
+        return False
+    *_, error = args
+    return all(math.isfinite(part) for part in args[:2]) and error >= 0.0
 
 
 @dataclass(frozen=True)

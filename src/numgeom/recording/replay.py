@@ -130,12 +130,12 @@ class ProgramInterpreter:
             return args[0][args[1]]
         try:
             if self.dtype is None:
-                return _restride(self.apply(target, args, kwargs), node)
+                return _restride(_plain(self.apply(target, args, kwargs)), node)
             args, kwargs = self._translate(node, args, kwargs)
             reference = REFERENCES.get(target)
             if reference is not None and (self.opens or not _runs_itself(reference, args)):
                 return reference.compute(*args, **kwargs)
-            return self.apply(target, args, kwargs)
+            return _plain(self.apply(target, args, kwargs))
         except ReplayError:
             raise
         except Exception as error:
@@ -177,6 +177,22 @@ class ProgramInterpreter:
 
 # softmax(x, dim, half_to_float): the widening is a cast, and casts vanish in a replay.
 _HALF_TO_FLOAT = (aten._softmax.default, aten._log_softmax.default)
+
+
+def _plain(value: Any) -> Any:
+    """A result as it is, if it is made of dense tensors, as all that is recorded.
+
+    Raises:
+        ValueError: if it is sparse, nested or quantized: nobody has checked what such a tensor,
+            made of the numbers in a file, refers to.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.is_nested or value.is_quantized:
+            raise ValueError("the result is no dense tensor of plain numbers")
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _plain(part)
+    return value
 
 
 def _names_dtype(node: fx.Node) -> bool:

@@ -7,14 +7,13 @@ overflow nor underflow where the norm itself is representable.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from numgeom.arithmetic.printing import correct_digits
 from numgeom.arithmetic.rounding import ratio_up
-from numgeom.results import store
 from numgeom.results.guarantee import Guarantee, weakest
 
 # A float64 reference agrees with the exact gradient to one rounding at the very best, so no
@@ -47,6 +46,8 @@ class GradientAccuracy:
         error_bound: Bound on the relative error against the exact gradient, or None.
         radius: Bound on the norm of reference - exact, absolute, or None.
     """
+
+    DERIVED: ClassVar = ("largest_entry_error_relative", "tightness", "digits")
 
     name: str
     shape: tuple[int, ...]
@@ -91,25 +92,6 @@ class GradientAccuracy:
         """`largest_entry_error / largest_entry`; 0 if both are 0."""
         return relative(self.largest_entry_error, self.largest_entry)
 
-    def to_document(self) -> store.Document:
-        """Return the numbers as they are written to a file."""
-        number = store.encode_number
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "entries": self.entries,
-            **{key: number(getattr(self, key)) for key in _NUMBERS},
-            "largest_entry_error_relative": number(self.largest_entry_error_relative),
-            "nonfinite_entries": self.nonfinite_entries,
-            "reference_nonfinite_entries": self.reference_nonfinite_entries,
-            "error_bound": number(self.error_bound),
-            "radius": number(self.radius),
-            "tightness": number(self.tightness),
-            "digits": number(self.digits),
-            "guarantee": self.guarantee.name,
-        }
-
     def check(self) -> None:
         """Raise where the numbers are none that a comparison and a bound can give.
 
@@ -135,35 +117,6 @@ class GradientAccuracy:
             raise ValueError(f"error_bound and radius {place} do not belong together")
         if self.error_bound is None and self.guarantee > Guarantee.ESTIMATED:
             raise ValueError(f"{self.guarantee} is said {place}, but there is no bound")
-
-    @classmethod
-    def from_document(cls, document: Any) -> "GradientAccuracy":
-        """Read what `to_document` returned; a wrong document raises a plain Python error."""
-        row = cls(
-            name=str(document["name"]),
-            shape=tuple(int(size) for size in document["shape"]),
-            dtype=str(document["dtype"]),
-            entries=int(document["entries"]),
-            **{key: store.decode_number(document[key]) for key in _NUMBERS},
-            nonfinite_entries=int(document["nonfinite_entries"]),
-            reference_nonfinite_entries=int(document["reference_nonfinite_entries"]),
-            guarantee=Guarantee[document["guarantee"]],
-            error_bound=store.decode_optional(document["error_bound"]),
-            radius=store.decode_optional(document["radius"]),
-        )
-        row.check()
-        for name in ("tightness", "digits"):
-            _check_derived(name, store.decode_optional(document[name]), getattr(row, name))
-        return row
-
-
-def _check_derived(name: str, said: float | None, follows: float | None) -> None:
-    """Raise where a number that follows from others is another one; its rounding may differ."""
-    if said is None or follows is None:  # an earlier version took other limits
-        return
-    same = math.isclose(said, follows, rel_tol=1e-6, abs_tol=1e-6)
-    if not same and not (math.isnan(said) and math.isnan(follows)):
-        raise ValueError(f"{name} is {said}, but {follows} follows from the other numbers")
 
 
 _NUMBERS = (
