@@ -88,13 +88,13 @@ def derived_numbers(program: Program) -> dict[float, arb]:
     """Numbers that derivatives derive from the user's, by their doubles: p - 1, 1 - w, 1 / w.
 
     The derivative of x^p is p x^(p - 1), and that of lerp has the weight 1 - w; torch hands the
-    rounded difference on.
+    rounded difference on. Numbers of our own (`numgeom::real_number`) are nobody's weights.
     """
     stated = {
         float(a)
         for node in program.graph.nodes
         if node.op == "call_function" and "call" in node.meta
-        and node.meta["call"].phase != "backward"
+        and node.meta["call"].phase != "backward" and node.target.namespace == "aten"
         for a in (*node.args, *node.kwargs.values())
         if isinstance(a, float) and math.isfinite(a) and a != 0.0
     }  # fmt: skip
@@ -102,7 +102,7 @@ def derived_numbers(program: Program) -> dict[float, arb]:
     for w in stated:
         x = real(w)
         for rounded, exact in ((w - 1, x - 1), (1 - w, 1 - x), (1 / w, 1 / x)):
-            if rounded not in stated:
+            if rounded not in stated and real(rounded) != exact:  # else it stands for itself
                 meant[rounded] = exact
     return meant
 
