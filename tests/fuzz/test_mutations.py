@@ -57,9 +57,13 @@ def test_a_failure_shrinks_to_what_it_needs() -> None:
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("name", MUTATIONS)
+@pytest.mark.parametrize("name", [name for name in MUTATIONS if name != "gamma halved"])
 def test_random_programs_find_a_mutation(name: str) -> None:
-    """Without any program made for it: within some hundred random ones."""
+    """Without any program made for it: within some hundred random ones.
+
+    Half of gamma_n is hardly ever too little: a sum of n terms rounds n - 1 times, seldom all in
+    one direction. Three thousand random programs do not show it, the program made for it does.
+    """
     mutation, method, _ = MUTATIONS[name]
     with mutation():
         found = (s for s in range(1000, 4000) if check(random_recipe(s), (method,)).violations)
