@@ -91,7 +91,7 @@ def test_functionals_and_hulls_are_estimates_as_well(elsewhere: None):
     model, x = step(nn.Tanh())
     with track(model) as tracking:
         loss(model, x).backward()
-    assert tracking.guarantee == "ESTIMATED"
+    assert tracking.guarantee is Guarantee.ESTIMATED
     model, x = step(nn.GELU())
     assert hull(model, loss, x).guarantee is Guarantee.ESTIMATED
 
