@@ -104,6 +104,15 @@ def test_power_steps_bound_it_more_sharply(solved, probes, steps):
     assert norm <= solver.power(probes, steps, 1e-9) < 4 * norm
 
 
+@pytest.mark.parametrize(("probes", "steps"), [(8, 1), (16, 3)])
+def test_judging_the_reverse_passes_costs_little_sharpness(solved, probes, steps):
+    """At a probability as small as in a certificate: few fresh vectors would say too little."""
+    solver, _, norm, _ = solved
+    chance = 1e-11
+    exact = ProbePlan(probes, chance / 2, solver.dimension).inflation() ** (1 / (2 * steps + 1))
+    assert solver.power(probes, steps, chance) < 1.25 * exact * norm
+
+
 def test_fewer_probes_than_the_blocks_need_cost_sharpness_and_not_safety(solved):
     solver, _, norm, _ = solved
     bound = ProbePlan(8, 1e-12, solver.dimension).bound(solver.probe(8).rows)

@@ -18,14 +18,14 @@ from numgeom.certificate.facts import Facts
 from numgeom.certificate.passes import Drawn, Given
 from numgeom.certificate.probes import ProbePlan, Step, largest_norm
 from numgeom.certificate.scale import Scale
-from numgeom.certificate.witnesses import LANES, Witnesses, norms
+from numgeom.certificate.witnesses import HALF, LANES, Witnesses, norms
 from numgeom.ops.table import OPS, OpTable
 from numgeom.recording import Program
 from numgeom.semantics.sensitivity import Linearization
 
 _PUSHED = 20  # probes that are pushed at once
 _BATCH = 8  # those of power steps, which are kept meanwhile
-KEPT = 2 * LANES  # probes that half a power step starts from; one half witnesses the other
+KEPT = 2 * HALF  # probes that half a power step starts from; one half witnesses the other
 # What squares that underflow may hide of a norm, in units of the scale: 1e-162 for each entry.
 _HIDDEN = 1e-150
 _LARGEST = 1e100
@@ -155,7 +155,7 @@ class ScaledMap:
                 for name in named.get(node, ()):
                     sizes[name] = _lane_norms_up(e)
 
-            walk = self._drawn(lanes, visit, keeps // LANES)
+            walk = self._drawn(lanes, visit, keeps // HALF)
             walk.push()
             if not walk.rounding <= rounding:
                 rounding, worst = walk.rounding, walk.largest[1]
@@ -182,12 +182,12 @@ class ScaledMap:
             self._room = like.new_empty(like.numel())
         return self._room[: like.numel()].view(like.shape)
 
-    def _drawn(self, lanes: int, visit: Any, branches: int = 0) -> Drawn:
-        """A pass of fresh vectors, the first of which come from numbered branches."""
+    def _drawn(self, lanes: int, visit: Any, branches: int = 0, each: int = HALF) -> Drawn:
+        """A pass of fresh vectors, the first of them from numbered branches, `each` from one."""
         walk = Drawn(
             self._program, lanes, self._facts, self._columns, self._device, self._ops, visit
         )
-        walk.each, walk.rest = LANES, self._draws
+        walk.each, walk.rest = each, self._draws
         walk.branches = tuple(self._branch(self._branches + i)() for i in range(branches))
         self._branches += branches
         return walk
@@ -195,10 +195,12 @@ class ScaledMap:
     def _branch(self, number: int) -> Callable[[], Draws]:
         return lambda: self._draws.branch(number + 1)
 
-    def _witnesses(self, number: int, values: dict[fx.Node, Tensor], rounding: float) -> Witnesses:
+    def _witnesses(
+        self, number: int, values: dict[fx.Node, Tensor], rounding: float, lanes: int
+    ) -> Witnesses:
         nodes = filter(self._columns.__contains__, self._program.graph.nodes)
         shapes = {node: self._facts.trace[node] for node in nodes}
-        return Witnesses(self._branch(number), values, rounding, shapes, self.dimension)
+        return Witnesses(self._branch(number), values, rounding, shapes, self.dimension, lanes)
 
     def witnesses(self) -> Witnesses:
         """Fresh vectors, pushed, by which guesses of transposed products are judged."""
@@ -209,9 +211,9 @@ class ScaledMap:
                 values[node] = e / self._rows[node]
 
         number = self._branches
-        walk = self._drawn(LANES, visit, 1)
+        walk = self._drawn(LANES, visit, 1, LANES)
         walk.push()
-        return self._witnesses(number, values, walk.rounding)
+        return self._witnesses(number, values, walk.rounding, LANES)
 
     # -- power steps ---------------------------------------------------------------------
 
@@ -231,16 +233,16 @@ class ScaledMap:
         linear = Linearization(self._program, device=self._device)
         start = plan.least - found.rounding
         results: list[float] = []
-        halves = [slice(0, LANES), slice(LANES, KEPT)]
+        halves = [slice(0, HALF), slice(HALF, KEPT)]
         for mine, other in (halves, halves[::-1]):
-            number = found.branch + other.start // LANES
+            number = found.branch + other.start // HALF
             values = {n: t[other] for n, t in kept.items()}
-            judges = self._witnesses(number, values, found.rounding)
+            judges = self._witnesses(number, values, found.rounding, HALF)
             y = {n: t[mine] for n, t in kept.items()}
             x = self._transposed(linear, {n: t / self._rows[n] for n, t in y.items()})
             errors = judges.errors(y, x, failure_probability / 4)
-            lengths = norms(y.values(), LANES).tolist()
-            ends = norms(x.values(), LANES).tolist()
+            lengths = norms(y.values(), HALF).tolist()
+            ends = norms(x.values(), HALF).tolist()
             for length, error, end in zip(lengths, errors, ends, strict=True):
                 steps = [Step(8 * UNIT_ROUNDOFF * length), Step(error)]
                 results.append(largest_norm(start, steps, end))

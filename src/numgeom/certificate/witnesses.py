@@ -15,7 +15,10 @@ from numgeom.arithmetic.rounding import UNIT_ROUNDOFF, gamma_up
 from numgeom.certificate.draws import Draws
 from numgeom.certificate.probes import ProbePlan, guess_error
 
-LANES = 3  # fresh vectors for a guess
+# How many fresh vectors judge a guess. What a pass rounds is divided by eps' (`probes`), which is
+# near 1e-3 for four vectors and 3e-2 for eight.
+HALF = 4  # of the probes that half a power step starts from
+LANES = 8  # where they are pushed for this alone
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Witnesses:
         rounding: Eps_p of that pass.
         shapes: A tensor of the shape of each column, in the order in which they were drawn.
         dimension: The number of entries of a vector.
+        lanes: How many vectors.
     """
 
     branch: Callable[[], Draws]
@@ -35,6 +39,7 @@ class Witnesses:
     rounding: float
     shapes: Mapping[fx.Node, Tensor]
     dimension: int
+    lanes: int = LANES
 
     def errors(
         self, y: Mapping[fx.Node, Tensor], x: Mapping[fx.Node, Tensor], chance: float
@@ -47,7 +52,7 @@ class Witnesses:
             chance: That one of the bounds fails.
         """
         count = len(next(iter(y.values())))
-        zeros = torch.zeros(count, LANES, dtype=torch.float64)
+        zeros = torch.zeros(count, self.lanes, dtype=torch.float64)
         left, right, most = zeros, zeros, 0
         for node, values in y.items():
             if node in self.values:  # elsewhere nothing arrives
@@ -55,17 +60,17 @@ class Witnesses:
                 left, most = left + part, max(most, n)
         draws = self.branch()
         for node, like in self.shapes.items():
-            w = draws.times(torch.ones(()).to(like), LANES, like)
+            w = draws.times(torch.ones(()).to(like), self.lanes, like)
             if node in x:
                 part, n = inner(x[node], w)
                 right, most = right + part, max(most, n)
         gaps = (left - right).abs().amax(1)
         sizes = norms(x.values(), count)
-        reach = norms(y.values(), count) * float(norms(self.values.values(), LANES).amax())
+        reach = norms(y.values(), count) * float(norms(self.values.values(), self.lanes).amax())
         reach = reach + sizes * math.sqrt(self.dimension)
         # Each product meets `most` roundings in its node and one per node; then one difference.
         off = reach * gamma_up(most + len(y) + len(self.shapes) + 8, UNIT_ROUNDOFF) * (1 + 1e-9)
-        plan = ProbePlan(LANES, chance / count, self.dimension)
+        plan = ProbePlan(self.lanes, chance / count, self.dimension)
         return [
             guess_error(gap, size, roundoff=roundoff, rounding=self.rounding, plan=plan)
             for gap, size, roundoff in zip(gaps.tolist(), sizes.tolist(), off.tolist(), strict=True)
