@@ -130,6 +130,7 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "no gradients": torch.no_grad,
+    "inference mode": torch.inference_mode,
     "deterministic algorithms": deterministic,
     "float32 products in short formats": low_matmul_precision,
     "oneDNN off": lambda: torch.backends.mkldnn.flags(enabled=False),

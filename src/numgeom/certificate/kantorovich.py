@@ -131,6 +131,7 @@ class KantorovichResult:
     margin: float = math.nan
 
 
+@torch.inference_mode(False)  # power steps differentiate, whatever the caller is in
 def kantorovich(
     program: Program,
     *,
