@@ -9,6 +9,7 @@ import json
 import random
 import zipfile
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ def changed_document(document: Any, draw: random.Random) -> Any:
         holder, key = draw.choice(places)
         kind = draw.randrange(7)
         if kind <= 2:
-            holder[key] = draw.choice(NASTY)
+            holder[key] = deepcopy(draw.choice(NASTY))
         elif kind == 3:
             other, other_key = draw.choice(places)
             holder[key], other[other_key] = (
@@ -107,9 +108,11 @@ def changed_document(document: Any, draw: random.Random) -> Any:
         elif kind == 4:
             del holder[key]
         elif kind == 5 and isinstance(holder, dict):
-            holder[draw.choice(("x", "version", "guarantee", "name", "op"))] = draw.choice(NASTY)
+            holder[draw.choice(("x", "version", "guarantee", "name", "op"))] = deepcopy(
+                draw.choice(NASTY)
+            )
         elif isinstance(holder, list):
-            holder.insert(key, draw.choice(NASTY))
+            holder.insert(key, deepcopy(draw.choice(NASTY)))
         else:
             holder[key] = _nudged(holder[key], draw)
     return copy
@@ -126,14 +129,18 @@ def _nudged(value: Any, draw: random.Random) -> Any:
 
 
 def _places(value: Any) -> Any:
-    items: Any = ()
-    if isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, list):
-        items = list(enumerate(value))
-    for key, item in items:
-        yield value, key
-        yield from _places(item)
+    """Every place in a document, without recursion: mutated ones may be nested deeply."""
+    waiting = [value]
+    while waiting:
+        holder = waiting.pop()
+        items: Any = ()
+        if isinstance(holder, dict):
+            items = list(holder.items())
+        elif isinstance(holder, list):
+            items = list(enumerate(holder))
+        for key, item in items:
+            yield holder, key
+            waiting.append(item)
 
 
 def _archive(content: bytes, draw: random.Random) -> bytes:

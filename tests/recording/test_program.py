@@ -1,11 +1,13 @@
 """Programs: replay in other formats, files, text."""
 
+import operator
+
 import pytest
 import torch
 from torch import nn
 
 from numgeom.errors import ReplayError
-from numgeom.recording import Program, record
+from numgeom.recording import Program, record, record_step
 from tests.recording.workloads import build
 
 
@@ -125,3 +127,12 @@ def test_switches_of_the_recorded_run_hold_in_its_replay():
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         again = program.replay(None)
     assert torch.equal(again.gradients["weight_ih_l0"], program.recorded.gradients["weight_ih_l0"])
+
+
+def test_a_part_that_a_call_has_not_is_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    program = record_step(model, lambda m, x: m(x).square().sum(), torch.eye(2))
+    part = next(n for n in program.graph.nodes if n.target is operator.getitem)
+    part.args = (part.args[0], 7)
+    with pytest.raises(ReplayError, match="no such part"):
+        program.replay()

@@ -127,7 +127,13 @@ class ProgramInterpreter:
         """
         target: Any = node.target
         if target is operator.getitem:
-            return args[0][args[1]]
+            try:
+                return args[0][args[1]]
+            except (IndexError, TypeError, KeyError) as error:  # in a file that was changed
+                raise ReplayError(
+                    f"{node} takes part {args[1]!r} of a call that has no such part ({error}). The "
+                    "program was changed after it was recorded; record the step again."
+                ) from error
         try:
             if self.dtype is None:
                 return _restride(_plain(self.apply(target, args, kwargs)), node)
